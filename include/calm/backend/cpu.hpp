@@ -1,0 +1,360 @@
+// CpuBackend: the operations of backend.hpp on the cores of the host, with Eigen's vectorised products and functions.
+//
+// Work is cut into tiles of fixed size, each computed by one thread: results have the same bits for any thread count.
+// Attention lies in cpu_attention.hpp.
+#pragma once
+
+#include <calm/backend/backend.hpp>
+#include <calm/backend/cpu_attention.hpp>
+#include <calm/backend/cpu_product.hpp>
+#include <calm/core/arithmetic.hpp>
+#include <calm/core/parallel.hpp>
+
+#include <cmath>
+
+namespace calm::inline CALM_ABI {
+
+class CpuBackend {
+ public:
+  using Memory = HostMemory;
+
+  explicit CpuBackend(int threads = 0) : pool_(threads), scratch_(static_cast<std::size_t>(pool_.size())) {}
+
+  ThreadPool& pool() { return pool_; }
+
+  template <class S>
+  MatrixView<const S> packed(const StoredMatrix& weight) {
+    if (const S* values = weight.in_place<S>()) return {values, weight.rows(), weight.cols()};
+    return weight.packed<DenseForm<S>>([&] { return DenseForm<S>{weight.dense<S>()}; }).values.view();
+  }
+
+  template <class S>
+  void multiply(MatrixView<const S> w, MatrixView<const S> x, MatrixView<S> y, WriteMode auto mode) {
+    cpu::multiply(pool_, x, w, y, mode);
+  }
+
+  template <class S>
+  void multiply_input_gradient(MatrixView<const S> w, MatrixView<const S> dy, MatrixView<S> dx, WriteMode auto mode) {
+    cpu::multiply_input_gradient(pool_, dy, w, dx, mode);
+  }
+
+  template <class S>
+  void multiply_weight_gradient(MatrixView<const S> dy, MatrixView<const S> x, MatrixView<S> dw) {
+    cpu::multiply_weight_gradient(pool_, dy, x, dw);
+  }
+
+  template <class S>
+  void gather(const StoredMatrix& table, std::span<const TokenId> ids, MatrixView<S> y) {
+    for_rows(y.rows, [&](Index t) { table.read_rows(ids[static_cast<std::size_t>(t)], 1, y.row(t)); });
+  }
+
+  template <class S>
+  void gather(MatrixView<const S> table, std::span<const TokenId> ids, MatrixView<S> y) {
+    for_rows(y.rows, [&](Index t) { std::copy_n(table.row(ids[static_cast<std::size_t>(t)]), y.cols, y.row(t)); });
+  }
+
+  template <class S>
+  void scatter_add(std::span<const TokenId> ids, MatrixView<const S> dy, MatrixView<S> dtable) {
+    for_columns(dy.cols, [&](Index first, Index count) {
+      for (Index t = 0; t < dy.rows; ++t) {
+        S* target = dtable.row(ids[static_cast<std::size_t>(t)]) + first;
+        for (Index j = 0; j < count; ++j) target[j] += dy(t, first + j);
+      }
+    });
+  }
+
+  template <class S>
+  void gather_rows(MatrixView<const S> from, std::span<const Index> rows, MatrixView<S> to) {
+    for_rows(to.rows, [&](Index t) { std::copy_n(from.row(rows[static_cast<std::size_t>(t)]), to.cols, to.row(t)); });
+  }
+
+  template <class S>
+  void scatter_rows(MatrixView<const S> from, std::span<const Index> rows, MatrixView<S> to) {
+    for_rows(from.rows, [&](Index t) {
+      S* target = to.row(rows[static_cast<std::size_t>(t)]);
+      for (Index j = 0; j < from.cols; ++j) target[j] += from(t, j);
+    });
+  }
+
+  template <class S>
+  void rms_norm(MatrixView<const S> x, std::span<const S> weight, double epsilon, MatrixView<S> y,
+                std::span<S> inverse_rms) {
+    for_rows(x.rows, [&](Index t) {
+      const S mean = dot(x.row(t), x.row(t), x.cols) / static_cast<S>(x.cols);
+      const S inverse = S{1} / std::sqrt(mean + static_cast<S>(epsilon));
+      inverse_rms[static_cast<std::size_t>(t)] = inverse;
+      for (Index j = 0; j < x.cols; ++j) y(t, j) = weight[static_cast<std::size_t>(j)] * (x(t, j) * inverse);
+    });
+  }
+
+  template <class S, WriteMode Mode>
+  void rms_norm_input_gradient(MatrixView<const S> dy, MatrixView<const S> x, std::span<const S> weight,
+                               std::span<const S> inverse_rms, MatrixView<S> dx, Mode) {
+    for_rows(x.rows, [&](Index t) {
+      const S inverse = inverse_rms[static_cast<std::size_t>(t)];
+      const S* w = weight.data();
+      const S* g = dy.row(t);
+      const S* v = x.row(t);
+      const S along = sum(x.cols, [=](Index j) { return w[j] * g[j] * v[j]; });
+      const S factor = along * inverse * inverse * inverse / static_cast<S>(x.cols);
+      S* target = dx.row(t);
+      for (Index j = 0; j < x.cols; ++j) {
+        const S value = inverse * w[j] * g[j] - factor * v[j];
+        if constexpr (std::is_same_v<Mode, Assign>) target[j] = value;
+        else target[j] += value;
+      }
+    });
+  }
+
+  template <class S>
+  void rms_norm_weight_gradient(MatrixView<const S> dy, MatrixView<const S> x, std::span<const S> inverse_rms,
+                                std::span<S> dweight) {
+    for_columns(x.cols, [&](Index first, Index count) {
+      S* target = dweight.data() + first;
+      for (Index t = 0; t < x.rows; ++t)
+        for (Index j = 0; j < count; ++j)
+          target[j] += dy(t, first + j) * x(t, first + j) * inverse_rms[static_cast<std::size_t>(t)];
+    });
+  }
+
+  template <class S>
+  void rotary_angles(std::span<const Index> positions, std::span<const S> frequencies, MatrixView<S> cosines,
+                     MatrixView<S> sines) {
+    for_rows(cosines.rows, [&](Index t) {
+      for (Index i = 0; i < cosines.cols; ++i) {
+        const S angle = static_cast<S>(positions[static_cast<std::size_t>(t)]) * frequencies[static_cast<std::size_t>(i)];
+        cosines(t, i) = std::cos(angle);
+        sines(t, i) = std::sin(angle);
+      }
+    });
+  }
+
+  template <class S>
+  void rotate(MatrixView<S> x, MatrixView<const S> cosines, MatrixView<const S> sines, Index heads, int direction) {
+    const Index half = cosines.cols, width = x.cols / heads;
+    for_rows(x.rows, [&](Index t) {
+      const S* c = cosines.row(t);
+      const S* s = sines.row(t);
+      const S sign = static_cast<S>(direction);
+      for (Index h = 0; h < heads; ++h) {
+        S* a = x.row(t) + h * width;
+        S* b = a + half;
+        for (Index i = 0; i < half; ++i) {
+          const S first = a[i], second = b[i];
+          a[i] = first * c[i] - sign * second * s[i];
+          b[i] = second * c[i] + sign * first * s[i];
+        }
+      }
+    });
+  }
+
+  template <class S>
+  void attention(MatrixView<const S> q, std::span<const AttentionSequence<S>> sequences,
+                 std::span<const VisibleRange> visible, HeadShape heads, MatrixView<S> y, MatrixView<S> log_sum_exp) {
+    cpu::attention(pool_, scratch_, q, sequences, visible, heads, y, log_sum_exp);
+  }
+
+  template <class S>
+  void attention_backward(MatrixView<const S> q, std::span<const AttentionSequence<S>> sequences,
+                          std::span<const VisibleRange> visible, HeadShape heads, MatrixView<const S> y,
+                          MatrixView<const S> log_sum_exp, MatrixView<const S> dy, MatrixView<S> dq) {
+    cpu::attention_backward(pool_, scratch_, q, sequences, visible, heads, y, log_sum_exp, dy, dq);
+  }
+
+  /// h = Activation(gate) * up, for Activation::value on arrays.
+  template <class Activation, class S>
+  void gated_activation(MatrixView<const S> gate, MatrixView<const S> up, MatrixView<S> h) {
+    for_rows(h.rows, [&](Index t) {
+      for_chunks<S>(h.cols, [&](Index j, Index n) {
+        store(h.row(t) + j, n, (Activation::value(load(gate.row(t) + j, n)) * load(up.row(t) + j, n)).eval());
+      });
+    });
+  }
+
+  /// The gradients of gated_activation, from dh.
+  template <class Activation, class S>
+  void gated_activation_backward(MatrixView<const S> dh, MatrixView<const S> gate, MatrixView<const S> up,
+                                 MatrixView<S> dgate, MatrixView<S> dup) {
+    for_rows(dh.rows, [&](Index t) {
+      for_chunks<S>(dh.cols, [&](Index j, Index n) {
+        const auto d = load(dh.row(t) + j, n), g = load(gate.row(t) + j, n), u = load(up.row(t) + j, n);
+        store(dgate.row(t) + j, n, (d * u * Activation::derivative(g)).eval());
+        store(dup.row(t) + j, n, (d * Activation::value(g)).eval());
+      });
+    });
+  }
+
+  /// h = Activation(x), and dx = dh * Activation'(x).
+  template <class Activation, class S>
+  void activation(MatrixView<const S> x, MatrixView<S> h) {
+    for_rows(h.rows, [&](Index t) {
+      for_chunks<S>(h.cols, [&](Index j, Index n) { store(h.row(t) + j, n, Activation::value(load(x.row(t) + j, n))); });
+    });
+  }
+  template <class Activation, class S>
+  void activation_backward(MatrixView<const S> dh, MatrixView<const S> x, MatrixView<S> dx) {
+    for_rows(dh.rows, [&](Index t) {
+      for_chunks<S>(dh.cols, [&](Index j, Index n) {
+        store(dx.row(t) + j, n, (load(dh.row(t) + j, n) * Activation::derivative(load(x.row(t) + j, n))).eval());
+      });
+    });
+  }
+
+  template <class S>
+  void cross_entropy(MatrixView<const S> logits, std::span<const TokenId> targets, double scale, std::span<S> losses,
+                     MatrixView<S> dlogits) {
+    for_rows(logits.rows, [&](Index t) {
+      const Index target = targets[static_cast<std::size_t>(t)];
+      const S* row = logits.row(t);
+      const S at_target = row[target];
+      const S largest = *std::max_element(row, row + logits.cols);
+      S total = 0;
+      for_chunks<S>(logits.cols, [&](Index j, Index n) {
+        const auto e = (load(row + j, n) - largest).exp().eval();
+        store(dlogits.row(t) + j, n, e);
+        total += e.head(n).sum();
+      });
+      losses[static_cast<std::size_t>(t)] = std::log(total) + largest - at_target;
+      const S factor = static_cast<S>(scale) / total;
+      for (Index j = 0; j < logits.cols; ++j) dlogits(t, j) *= factor;
+      dlogits(t, target) -= static_cast<S>(scale);
+    });
+  }
+
+  template <class S>
+  void add(MatrixView<const S> x, MatrixView<S> y) {
+    for_rows(x.rows, [&](Index t) {
+      for (Index j = 0; j < x.cols; ++j) y(t, j) += x(t, j);
+    });
+  }
+
+  template <class S>
+  void scale(MatrixView<const S> x, double factor, MatrixView<S> y) {
+    for_rows(x.rows, [&](Index t) {
+      for (Index j = 0; j < x.cols; ++j) y(t, j) = static_cast<S>(factor) * x(t, j);
+    });
+  }
+
+  template <class S>
+  void add_gated(std::span<const S> gate, MatrixView<const S> delta, MatrixView<S> total) {
+    const S g = std::tanh(gate[0]);
+    for_rows(delta.rows, [&](Index t) {
+      for (Index j = 0; j < delta.cols; ++j) total(t, j) += g * delta(t, j);
+    });
+  }
+
+  template <class S>
+  void gate_gradient(std::span<const S> gate, MatrixView<const S> delta, MatrixView<const S> dtotal,
+                     MatrixView<S> ddelta, std::span<S> dgate) {
+    const S g = std::tanh(gate[0]);
+    S along = 0;
+    for (Index t = 0; t < delta.rows; ++t) along += dot(dtotal.row(t), delta.row(t), delta.cols);
+    scale(dtotal, g, ddelta);
+    if (!dgate.empty()) dgate[0] += (S{1} - g * g) * along;
+  }
+
+  template <class S>
+  void sum_of_squares(std::span<const S> values, double* result) {
+    double total = 0;
+    for (std::size_t i = 0; i < values.size(); i += 4096) {
+      const auto n = static_cast<Index>(std::min<std::size_t>(4096, values.size() - i));
+      total += static_cast<double>(dot(values.data() + i, values.data() + i, n));
+    }
+    *result = total;
+  }
+
+  template <class S>
+  void adamw(std::span<S> values, std::span<const S> gradients, std::span<S> first_moment, std::span<S> second_moment,
+             const AdamWStep& step, const double* gradient_scale) {
+    const auto n = static_cast<Index>(values.size());
+    const S beta1 = static_cast<S>(step.beta1), beta2 = static_cast<S>(step.beta2);
+    const S rate = static_cast<S>(step.learning_rate / (1 - std::pow(step.beta1, static_cast<double>(step.step))));
+    const S correction = static_cast<S>(1 / std::sqrt(1 - std::pow(step.beta2, static_cast<double>(step.step))));
+    const S keep = static_cast<S>(1 - step.learning_rate * step.weight_decay);
+    const S epsilon = static_cast<S>(step.epsilon), factor = static_cast<S>(*gradient_scale);
+    constexpr Index tile = 4096;
+    pool_.for_each_tile(ceil_divide(n, tile), [&](Index i, int) {
+      S* value = values.data();
+      const S* gradient = gradients.data();
+      S* m = first_moment.data();
+      S* v = second_moment.data();
+      for (Index j = i * tile; j < std::min(n, (i + 1) * tile); ++j) {
+        const S g = factor * gradient[j];
+        m[j] = beta1 * m[j] + (S{1} - beta1) * g;
+        v[j] = beta2 * v[j] + (S{1} - beta2) * g * g;
+        value[j] = keep * value[j] - rate * m[j] / (correction * std::sqrt(v[j]) + epsilon);
+      }
+    });
+  }
+
+ private:
+  template <class S>
+  struct DenseForm {
+    Matrix<S> values;
+    std::size_t bytes() const { return values.bytes(); }
+  };
+
+  static constexpr Index chunk = 32;
+  template <class S>
+  using Chunk = Eigen::Array<S, chunk, 1>;
+
+  /// n <= chunk values, the rest zero: every element meets the same instructions wherever its row begins.
+  template <class S>
+  static Chunk<S> load(const S* source, Index n) {
+    if (n == chunk) return Eigen::Map<const Chunk<S>>(source);
+    Chunk<S> values = Chunk<S>::Zero();
+    std::copy_n(source, n, values.data());
+    return values;
+  }
+  template <class S>
+  static void store(S* target, Index n, const Chunk<S>& values) {
+    std::copy_n(values.data(), n, target);
+  }
+
+  template <class S, class Fn>
+  static void for_chunks(Index count, Fn&& fn) {
+    for (Index j = 0; j < count; j += chunk) fn(j, std::min(chunk, count - j));
+  }
+
+  /// The sum of term(j) in an order that depends on nothing but the count.
+  template <class Term>
+  static auto sum(Index count, Term term) {
+    using S = decltype(term(Index{0}));
+    constexpr Index lanes = 16;
+    S partial[lanes] = {};
+    Index j = 0;
+    for (; j + lanes <= count; j += lanes)
+      for (Index i = 0; i < lanes; ++i) partial[i] += term(j + i);
+    for (Index i = 0; j < count; ++i, ++j) partial[i] += term(j);
+    for (Index width = lanes / 2; width > 0; width /= 2)
+      for (Index i = 0; i < width; ++i) partial[i] += partial[i + width];
+    return partial[0];
+  }
+
+  template <class S>
+  static S dot(const S* a, const S* b, Index count) {
+    return sum(count, [=](Index j) { return a[j] * b[j]; });
+  }
+
+  template <class Fn>
+  void for_rows(Index rows, Fn&& fn) {
+    constexpr Index tile = 32;
+    pool_.for_each_tile(ceil_divide(rows, tile), [&](Index i, int) {
+      for (Index t = i * tile; t < std::min(rows, (i + 1) * tile); ++t) fn(t);
+    });
+  }
+
+  template <class Fn>
+  void for_columns(Index cols, Fn&& fn) {
+    constexpr Index tile = 64;
+    pool_.for_each_tile(ceil_divide(cols, tile),
+                        [&](Index i, int) { fn(i * tile, std::min(tile, cols - i * tile)); });
+  }
+
+  ThreadPool pool_;
+  std::vector<Arena<HostMemory>> scratch_;  // one for each thread
+};
+
+static_assert(Backend<CpuBackend>);
+
+}  // namespace calm::inline CALM_ABI

@@ -1,0 +1,78 @@
+// Decoder: what Transformer and ComposedModel have in common, so that every tool of the library takes either.
+//
+// A pass runs over a TokenBatch, ragged and without padding, and gives the residual stream [T, width]; head() turns rows of
+// it into logits. An observer reads and writes the stream after each block.
+#pragma once
+
+#include <calm/model/spec.hpp>
+
+#include <concepts>
+
+namespace calm::inline CALM_ABI {
+
+/// Sequences behind each other: sequence s holds tokens [offsets[s], offsets[s + 1]).
+struct TokenBatch {
+  std::span<const TokenId> ids;
+  std::span<const Index> offsets;         // [sequences + 1]
+  std::span<const Index> prompt_lengths;  // [sequences] tokens of each that belong to the prompt; empty: none
+  std::span<const Index> slots;           // advance() only: [sequences] the session's slot that each continues
+
+  Index tokens() const { return static_cast<Index>(ids.size()); }
+  Index sequences() const { return static_cast<Index>(offsets.size()) - 1; }
+  Index length(Index s) const { return offsets[static_cast<std::size_t>(s + 1)] - offsets[static_cast<std::size_t>(s)]; }
+  Index prompt_length(Index s) const { return prompt_lengths.empty() ? 0 : prompt_lengths[static_cast<std::size_t>(s)]; }
+
+  /// Throws ShapeError where the offsets do not cut the ids into sequences.
+  void check() const {
+    require<ShapeError>(!offsets.empty() && offsets.front() == 0 && offsets.back() == tokens(),
+                        "TokenBatch: the offsets must begin with 0 and end with the number of tokens, ", tokens());
+    for (std::size_t s = 1; s < offsets.size(); ++s)
+      require<ShapeError>(offsets[s - 1] <= offsets[s], "TokenBatch: offset ", s, " lies before the one that precedes it");
+    require<ShapeError>(prompt_lengths.empty() || static_cast<Index>(prompt_lengths.size()) == sequences(),
+                        "TokenBatch: ", prompt_lengths.size(), " prompt lengths for ", sequences(), " sequences");
+    require<ShapeError>(slots.empty() || static_cast<Index>(slots.size()) == sequences(), "TokenBatch: ", slots.size(),
+                        " slots for ", sequences(), " sequences");
+  }
+};
+
+/// Sees nothing and costs nothing.
+struct NullObserver {
+  template <class Scalar>
+  void after_block(auto&, Index, MatrixView<Scalar>&) const {}
+  template <class Scalar>
+  void after_block_backward(auto&, Index, MatrixView<Scalar>) const {}
+};
+
+/// What a decoder offers, for a context of type Ctx. `states` are what a pass needs beside the tokens and what does not
+/// depend on trainable weights: the caller may keep and reuse them for the same batch. A `tape` (or nullptr) receives what
+/// backward needs.
+template <class M, class Ctx>
+concept Decoder = requires(const M& model, Ctx& ctx, const TokenBatch& batch, typename M::States& states,
+                           typename M::Tape* tape, typename M::HeadCache& head, typename M::Session& session,
+                           MatrixView<typename M::Scalar> stream, MatrixView<const typename M::Scalar> rows,
+                           NullObserver observer, Index n) {
+  typename M::Scalar;
+  { model.spec() } -> std::convertible_to<const ModelSpec&>;
+
+  // The residual stream before block 0, in the arena.
+  { model.embed(ctx, batch.ids) } -> std::same_as<MatrixView<typename M::Scalar>>;
+  // Fills the states for a batch.
+  model.prepare(ctx, batch, states);
+  // Runs blocks [first, last): replaces the stream, calls observer.after_block after each.
+  model.run(ctx, batch, states, stream, n, n, tape, observer);
+  // Turns the gradient of the stream after block last - 1 into that before block first, in place.
+  model.run_backward(ctx, batch, states, *tape, stream, n, n, observer);
+  // Rows of the final stream to logits [rows, vocabulary], and back.
+  model.head(ctx, rows, stream, head);
+  model.head_backward(ctx, rows, rows, stream, head);
+  // Prepares and runs all blocks; the stream lies in the arena.
+  { model.forward(ctx, batch, states, tape) } -> std::same_as<MatrixView<typename M::Scalar>>;
+
+  // Inference with caches: slots for `n` sequences of at most `n` tokens; advance() appends tokens and gives their stream.
+  { model.make_session(ctx, n, n) } -> std::same_as<typename M::Session>;
+  { model.advance(ctx, session, batch, observer) } -> std::same_as<MatrixView<typename M::Scalar>>;
+  { session.length(n) } -> std::convertible_to<Index>;
+  session.clear(n);
+};
+
+}  // namespace calm::inline CALM_ABI

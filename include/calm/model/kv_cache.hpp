@@ -1,0 +1,51 @@
+// KvCache: the keys and values of some blocks for some sequences (slots), appended as tokens come.
+#pragma once
+
+#include <calm/nn/attention.hpp>
+
+#include <vector>
+
+namespace calm::inline CALM_ABI {
+
+template <class Scalar>
+class KvCache {
+ public:
+  /// Zeros for `slots` sequences of at most `capacity` tokens in `layers` attentions of `width` values a token.
+  KvCache(Index layers, Index slots, Index capacity, Index width)
+      : lengths_(static_cast<std::size_t>(slots), 0), capacity_(capacity), width_(width) {
+    require<ShapeError>(slots > 0 && capacity > 0, "KvCache: needs at least one slot and one token, found ", slots, " and ",
+                        capacity);
+    for (Index i = 0; i < layers; ++i) {
+      keys_.emplace_back(slots * capacity, width);
+      values_.emplace_back(slots * capacity, width);
+    }
+  }
+
+  KvRows<Scalar> rows(Index layer) {
+    const auto i = static_cast<std::size_t>(layer);
+    return {keys_[i].data(), values_[i].data(), capacity_, width_};
+  }
+
+  Index slots() const { return static_cast<Index>(lengths_.size()); }
+  Index capacity() const { return capacity_; }
+  Index length(Index slot) const { return lengths_.at(static_cast<std::size_t>(slot)); }
+  void clear(Index slot) { lengths_.at(static_cast<std::size_t>(slot)) = 0; }
+  std::size_t bytes() const { return 2 * keys_.size() * static_cast<std::size_t>(slots() * capacity_ * width_) * sizeof(Scalar); }
+
+  /// Throws unless `count` more tokens fit into the slot.
+  void check_room(Index slot, Index count) const {
+    require<ShapeError>(slot >= 0 && slot < slots(), "slot ", slot, " of a session with ", slots(), " slots");
+    require<ContextLimitError>(length(slot) + count <= capacity_, "slot ", slot, " holds ", length(slot), " tokens and ",
+                               count, " more were given, but the session was made for ", capacity_,
+                               "; make it larger or stop earlier");
+  }
+
+  void advance(Index slot, Index count) { lengths_.at(static_cast<std::size_t>(slot)) += count; }
+
+ private:
+  std::vector<Matrix<Scalar>> keys_, values_;
+  std::vector<Index> lengths_;
+  Index capacity_, width_;
+};
+
+}  // namespace calm::inline CALM_ABI

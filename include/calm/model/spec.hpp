@@ -1,0 +1,39 @@
+// ModelSpec: the sizes of a decoder. Structure is the architecture's type; these are numbers, as config.json gives them.
+#pragma once
+
+#include <calm/nn/block.hpp>
+
+namespace calm::inline CALM_ABI {
+
+struct ModelSpec {
+  Index vocabulary = 0;
+  Index width = 0;   // of the residual stream
+  Index hidden = 0;  // of the MLP
+  Index blocks = 0;
+  HeadShape heads;
+  double norm_epsilon = 1e-5;
+  double rotary_base = 10000;
+  Index context = 2048;  // the most tokens of a sequence
+  bool tied_embeddings = false;
+
+  BlockSizes block_sizes() const { return {width, hidden, heads, norm_epsilon}; }
+
+  /// Throws ConfigError for sizes that make no model; `name` says which one.
+  void check(const std::string& name) const {
+    const auto positive = [&](Index value, const char* what) {
+      require<ConfigError>(value > 0, name, ": ", what, " must be positive, found ", value);
+    };
+    positive(vocabulary, "the vocabulary");
+    positive(width, "the width");
+    positive(hidden, "the MLP width");
+    positive(blocks, "the number of blocks");
+    positive(heads.query_heads, "the number of heads");
+    positive(heads.kv_heads, "the number of key-value heads");
+    positive(heads.width, "the head width");
+    positive(context, "the context");
+    require<ConfigError>(heads.query_heads % heads.kv_heads == 0, name, ": ", heads.query_heads,
+                         " heads cannot share ", heads.kv_heads, " key-value heads in equal groups");
+  }
+};
+
+}  // namespace calm::inline CALM_ABI

@@ -1,0 +1,222 @@
+// Transformer: embeddings, blocks in a loop, the output head. A Decoder (decoder.hpp).
+//
+// The architecture is a struct of policies (zoo/), the sizes are numbers, the weights a policy (Frozen, Trainable, Lora).
+// After each block an observer is offered the residual stream; the Transformer knows nothing else about composition.
+#pragma once
+
+#include <calm/model/decoder.hpp>
+#include <calm/model/kv_cache.hpp>
+#include <calm/nn/embedding.hpp>
+
+#include <optional>
+
+namespace calm::inline CALM_ABI {
+
+template <class ArchitectureType, class WeightsType = Frozen, class ScalarType = float>
+class Transformer {
+ public:
+  using Architecture = ArchitectureType;
+  using Weights = WeightsType;
+  using Scalar = ScalarType;
+  using Block = TransformerBlock<Architecture, Weights, Scalar>;
+  using Norm = typename Architecture::template Norm<typename Weights::Other, Scalar>;
+  using View = MatrixView<Scalar>;
+  using ConstView = MatrixView<const Scalar>;
+  static constexpr bool trainable = Weights::trainable;
+
+  /// Nothing beside the tokens is needed.
+  struct States {};
+
+  struct Tape {
+    AttentionPlan<Scalar> plan;
+    std::vector<typename Block::Cache> blocks;
+    std::span<const TokenId> ids;
+  };
+
+  struct HeadCache {
+    View normed;
+    typename Norm::Cache norm;
+  };
+
+  class Session {
+   public:
+    Index length(Index slot) const { return cache_.length(slot); }
+    void clear(Index slot) { cache_.clear(slot); }
+    std::size_t bytes() const { return cache_.bytes(); }
+
+   private:
+    friend Transformer;
+    Session(Index blocks, Index slots, Index capacity, Index width)
+        : cache_(blocks, slots, capacity, width), blocks_(blocks) {}
+    KvCache<Scalar> cache_;
+    Index blocks_;
+  };
+
+  /// Takes each weight from `source` by its Hugging Face name.
+  template <WeightSource Source>
+  Transformer(const ModelSpec& spec, Source&& source)
+      : spec_(checked(spec)),
+        rotary_(spec.heads.width, spec.rotary_base),
+        embedding_("model.embed_tokens", spec.vocabulary, spec.width, source),
+        norm_("model.norm", spec.width, spec.norm_epsilon, source) {
+    blocks_.reserve(static_cast<std::size_t>(spec.blocks));
+    for (Index i = 0; i < spec.blocks; ++i)
+      blocks_.emplace_back("model.layers." + std::to_string(i), spec.block_sizes(), source);
+    if (!spec.tied_embeddings) lm_head_.emplace("lm_head", spec.vocabulary, spec.width, source);
+  }
+
+  const ModelSpec& spec() const { return spec_; }
+
+  View embed(auto& ctx, std::span<const TokenId> ids) const {
+    const View x = ctx.arena.template matrix<Scalar>(static_cast<Index>(ids.size()), spec_.width);
+    embedding_.forward(ctx, ids, x);
+    return x;
+  }
+
+  void prepare(auto&, const TokenBatch&, States&) const {}
+
+  template <class Observer>
+  void run(auto& ctx, const TokenBatch& batch, const States&, View& x, Index first, Index last, Tape* tape,
+           Observer&& observer) const {
+    const AttentionPlan<Scalar> plan = make_plan(ctx, batch);
+    if (tape) {
+      tape->plan = plan;
+      tape->blocks.resize(blocks_.size());
+    }
+    View other = tape ? View{} : ctx.arena.template matrix<Scalar>(x.rows, x.cols);
+    for (Index i = first; i < last; ++i) {
+      const auto& block = blocks_[static_cast<std::size_t>(i)];
+      if (tape) {
+        const View y = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
+        block.forward(ctx, plan, x, y, tape->blocks[static_cast<std::size_t>(i)]);
+        x = y;
+      } else {
+        const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
+        typename Block::Cache cache;
+        block.forward(ctx, plan, x, other, cache);
+        std::swap(x, other);
+      }
+      observer.after_block(ctx, i, x);
+    }
+  }
+
+  template <class Observer, class... Grads>
+  void run_backward(auto& ctx, const TokenBatch&, const States&, const Tape& tape, View dx, Index first, Index last,
+                    Observer&& observer, Grads&... grads) const {
+    for (Index i = last - 1; i >= first; --i) {
+      observer.after_block_backward(ctx, i, dx);
+      blocks_[static_cast<std::size_t>(i)].backward(ctx, tape.plan, dx, tape.blocks[static_cast<std::size_t>(i)], grads...);
+    }
+  }
+
+  View forward(auto& ctx, const TokenBatch& batch, const States& states, Tape* tape) const {
+    if (tape) tape->ids = batch.ids;
+    View x = embed(ctx, batch.ids);
+    run(ctx, batch, states, x, 0, spec_.blocks, tape, NullObserver{});
+    return x;
+  }
+
+  /// The gradients of all weights, from that of the final stream, which is overwritten.
+  void backward(auto& ctx, const TokenBatch& batch, const States& states, const Tape& tape, View dx,
+                Gradients<Scalar>& grads) const
+    requires trainable
+  {
+    run_backward(ctx, batch, states, tape, dx, 0, spec_.blocks, NullObserver{}, grads);
+    if constexpr (Weights::Other::trainable) embedding_.backward(ctx, tape.ids, ConstView(dx), grads);
+  }
+
+  void head(auto& ctx, ConstView rows, View logits, HeadCache& cache) const {
+    cache.normed = ctx.arena.template matrix<Scalar>(rows.rows, rows.cols);
+    norm_.forward(ctx, rows, cache.normed, cache.norm);
+    output_map().forward(ctx, ConstView(cache.normed), logits, Assign{});  // [rows, D] -> [rows, V]
+  }
+
+  template <class... Grads>
+  void head_backward(auto& ctx, ConstView rows, ConstView dlogits, View drows, const HeadCache& cache,
+                     Grads&... grads) const {
+    const View dnormed = ctx.arena.template matrix<Scalar>(rows.rows, rows.cols);
+    backward_through(output_map(), [&](const auto& map, auto&... g) {
+      map.backward(ctx, ConstView(cache.normed), dlogits, dnormed, Assign{}, g...);
+    }, grads...);
+    backward_through(norm_, [&](const Norm& norm, auto&... g) {
+      norm.backward(ctx, rows, ConstView(dnormed), drows, Assign{}, cache.norm, g...);
+    }, grads...);
+  }
+
+  /// A session for `slots` sequences of at most `capacity` tokens that runs the first `blocks` blocks (-1: all).
+  Session make_session(auto&, Index slots, Index capacity, Index blocks = -1) const {
+    require<ContextLimitError>(capacity <= spec_.context, "a session of ", capacity, " tokens was asked for, but the model's context is ",
+                               spec_.context);
+    return Session(blocks < 0 ? spec_.blocks : blocks, slots, capacity, spec_.heads.kv_heads * spec_.heads.width);
+  }
+
+  template <class Observer>
+  View advance(auto& ctx, Session& session, const TokenBatch& batch, Observer&& observer) const {
+    batch.check();
+    for (Index s = 0; s < batch.sequences(); ++s)
+      session.cache_.check_room(batch.slots[static_cast<std::size_t>(s)], batch.length(s));
+    const AttentionPlan<Scalar> plan = make_plan(ctx, batch, &session.cache_);
+    View x = embed(ctx, batch.ids), other = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
+    for (Index i = 0; i < session.blocks_; ++i) {
+      {
+        const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
+        blocks_[static_cast<std::size_t>(i)].forward_cached(ctx, plan, session.cache_.rows(i), x, other);
+      }
+      std::swap(x, other);
+      observer.after_block(ctx, i, x);
+    }
+    for (Index s = 0; s < batch.sequences(); ++s)
+      session.cache_.advance(batch.slots[static_cast<std::size_t>(s)], batch.length(s));
+    return x;
+  }
+
+  static void visit(auto& self, const std::string& prefix, auto&& fn) {
+    decltype(self.embedding_)::visit(self.embedding_, prefix + "model.embed_tokens", fn);
+    for (std::size_t i = 0; i < self.blocks_.size(); ++i)
+      Block::visit(self.blocks_[i], prefix + "model.layers." + std::to_string(i), fn);
+    Norm::visit(self.norm_, prefix + "model.norm", fn);
+    if (self.lm_head_) OutputMap::visit(*self.lm_head_, prefix + "lm_head", fn);
+  }
+
+ private:
+  using OutputMap = Linear<typename Weights::Other, Scalar>;
+
+  static const ModelSpec& checked(const ModelSpec& spec) {
+    spec.check("Transformer");
+    return spec;
+  }
+
+  const OutputMap& output_map() const { return lm_head_ ? *lm_head_ : embedding_.as_linear(); }
+
+  AttentionPlan<Scalar> make_plan(auto& ctx, const TokenBatch& batch, const KvCache<Scalar>* cache = nullptr) const {
+    batch.check();
+    AttentionPlan<Scalar> plan{.offsets = batch.offsets, .visible = {}, .angles = {}, .slots = batch.slots, .past = {}};
+    const auto visible = ctx.arena.template vector<VisibleRange>(batch.tokens());
+    const auto positions = ctx.arena.template vector<Index>(batch.tokens());
+    const auto past = ctx.arena.template vector<Index>(batch.sequences());
+    for (Index s = 0; s < batch.sequences(); ++s) {
+      const auto i = static_cast<std::size_t>(s);
+      past[i] = cache ? cache->length(batch.slots[i]) : 0;
+      require<ContextLimitError>(past[i] + batch.length(s) <= spec_.context, "sequence ", s, " has ",
+                                 past[i] + batch.length(s), " tokens, but the model's context is ", spec_.context);
+      for (Index t = batch.offsets[i]; t < batch.offsets[i + 1]; ++t) {
+        const Index position = past[i] + t - batch.offsets[i];
+        positions[static_cast<std::size_t>(t)] = position;
+        visible[static_cast<std::size_t>(t)] = {0, position + 1};
+      }
+    }
+    plan.visible = visible;
+    plan.past = past;
+    plan.angles = rotary_.angles(ctx, std::span<const Index>(positions));
+    return plan;
+  }
+
+  ModelSpec spec_;
+  Rotary<Scalar> rotary_;
+  Embedding<typename Weights::Other, Scalar> embedding_;
+  std::vector<Block> blocks_;
+  Norm norm_;
+  std::optional<OutputMap> lm_head_;
+};
+
+}  // namespace calm::inline CALM_ABI

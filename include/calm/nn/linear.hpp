@@ -1,0 +1,147 @@
+// Linear: y = x W^T, with W [out, in] as PyTorch and safetensors store it. No bias.
+//
+// Contract of the family: `forward(ctx, x, y, mode)` writes y, or adds to it; `backward(ctx, x, dy, dx, mode, grads)` gives
+// dx by the mode and adds to grads; without grads it gives dx alone. An empty dx is not computed. A frozen Linear has no
+// grads parameter: asking for one does not compile.
+#pragma once
+
+#include <calm/nn/parameter.hpp>
+
+namespace calm::inline CALM_ABI {
+
+template <class Weights, class Scalar>
+class Linear;
+
+template <class Scalar>
+class Linear<Frozen, Scalar> {
+ public:
+  static constexpr bool trainable = false;
+
+  Linear(const std::string& name, Index out, Index in, WeightSource auto&& source)
+      : weight_(source(name + ".weight", out, in)) {}
+
+  void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, WriteMode auto mode) const {
+    ctx.backend.multiply(ctx.backend.template packed<Scalar>(weight_), x, y, mode);  // [T, in] -> [T, out]
+  }
+
+  void backward(auto& ctx, MatrixView<const Scalar>, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
+                WriteMode auto mode) const {
+    if (!dx.empty()) ctx.backend.multiply_input_gradient(ctx.backend.template packed<Scalar>(weight_), dy, dx, mode);
+  }
+
+  Index out() const { return weight_.rows(); }
+  Index in() const { return weight_.cols(); }
+  const StoredMatrix& weight() const { return weight_; }
+
+  static void visit(auto& self, const std::string& prefix, auto&& fn) { fn(prefix + ".weight", self.weight_); }
+
+ private:
+  StoredMatrix weight_;
+};
+
+template <class Scalar>
+class Linear<Trainable, Scalar> {
+ public:
+  static constexpr bool trainable = true;
+
+  Linear(const std::string& name, Index out, Index in, WeightSource auto&& source)
+      : weight_{StoredMatrix(source(name + ".weight", out, in)).template dense<Scalar>()} {}
+  explicit Linear(Matrix<Scalar> weight) : weight_{std::move(weight)} {}
+
+  void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, WriteMode auto mode) const {
+    ctx.backend.multiply(weight_.value.view(), x, y, mode);  // [T, in] -> [T, out]
+  }
+
+  void backward(auto& ctx, MatrixView<const Scalar>, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
+                WriteMode auto mode) const {
+    if (!dx.empty()) ctx.backend.multiply_input_gradient(weight_.value.view(), dy, dx, mode);
+  }
+  void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
+                WriteMode auto mode, Gradients<Scalar>& grads) const {
+    ctx.backend.multiply_weight_gradient(dy, x, grads[weight_]);
+    backward(ctx, x, dy, dx, mode);
+  }
+
+  Index out() const { return weight_.value.rows(); }
+  Index in() const { return weight_.value.cols(); }
+  const Parameter<Scalar>& weight() const { return weight_; }
+
+  static void visit(auto& self, const std::string& prefix, auto&& fn) { fn(prefix + ".weight", self.weight_); }
+
+ private:
+  Parameter<Scalar> weight_;
+};
+
+/// y = x W^T + scale (x A^T) B^T with W frozen, A [rank, in] random and B [out, rank] zero at the start. The source says
+/// the rank and scale by its members lora_rank and lora_scale, and the seed of A by lora_seed.
+template <class Scalar>
+class Linear<Lora, Scalar> {
+ public:
+  static constexpr bool trainable = true;
+
+  template <WeightSource Source>
+  Linear(const std::string& name, Index out, Index in, Source&& source)
+      : weight_(source(name + ".weight", out, in)),
+        a_{random_linear<Scalar>(source.lora_rank, in, source.lora_seed, name + ".lora_A")},
+        b_{Matrix<Scalar>(out, source.lora_rank)},
+        scale_(source.lora_scale) {
+    require<ConfigError>(source.lora_rank >= 1, name, ": LoRA needs a rank of at least 1, found ", source.lora_rank);
+  }
+
+  void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, WriteMode auto mode) const {
+    const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
+    const auto down = narrow(ctx, x);                                                // [T, rank]
+    ctx.backend.multiply(ctx.backend.template packed<Scalar>(weight_), x, y, mode);  // [T, in] -> [T, out]
+    ctx.backend.multiply(b_.value.view(), MatrixView<const Scalar>(down), y, Accumulate{});
+  }
+
+  void backward(auto& ctx, MatrixView<const Scalar>, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
+                WriteMode auto mode) const {
+    const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
+    to_input(ctx, dy, widen_gradient(ctx, dy), dx, mode);
+  }
+  void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
+                WriteMode auto mode, Gradients<Scalar>& grads) const {
+    const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
+    const MatrixView<const Scalar> down = narrow(ctx, x);  // computed again rather than kept
+    ctx.backend.multiply_weight_gradient(dy, down, grads[b_]);
+    const MatrixView<const Scalar> ddown = widen_gradient(ctx, dy);
+    ctx.backend.multiply_weight_gradient(ddown, x, grads[a_]);
+    to_input(ctx, dy, ddown, dx, mode);
+  }
+
+  Index out() const { return weight_.rows(); }
+  Index in() const { return weight_.cols(); }
+
+  static void visit(auto& self, const std::string& prefix, auto&& fn) {
+    fn(prefix + ".weight", self.weight_);
+    fn(prefix + ".lora_A.weight", self.a_);
+    fn(prefix + ".lora_B.weight", self.b_);
+  }
+
+ private:
+  MatrixView<Scalar> narrow(auto& ctx, MatrixView<const Scalar> x) const {  // scale x A^T
+    const auto down = ctx.arena.template matrix<Scalar>(x.rows, a_.value.rows());
+    ctx.backend.multiply(a_.value.view(), x, down, Assign{});
+    ctx.backend.scale(MatrixView<const Scalar>(down), scale_, down);
+    return down;
+  }
+  MatrixView<Scalar> widen_gradient(auto& ctx, MatrixView<const Scalar> dy) const {  // scale dy B
+    const auto ddown = ctx.arena.template matrix<Scalar>(dy.rows, a_.value.rows());
+    ctx.backend.multiply_input_gradient(b_.value.view(), dy, ddown, Assign{});
+    ctx.backend.scale(MatrixView<const Scalar>(ddown), scale_, ddown);
+    return ddown;
+  }
+  void to_input(auto& ctx, MatrixView<const Scalar> dy, MatrixView<const Scalar> ddown, MatrixView<Scalar> dx,
+                WriteMode auto mode) const {
+    if (dx.empty()) return;
+    ctx.backend.multiply_input_gradient(ctx.backend.template packed<Scalar>(weight_), dy, dx, mode);
+    ctx.backend.multiply_input_gradient(a_.value.view(), ddown, dx, Accumulate{});
+  }
+
+  StoredMatrix weight_;
+  Parameter<Scalar> a_, b_;
+  double scale_ = 1;
+};
+
+}  // namespace calm::inline CALM_ABI

@@ -1,0 +1,112 @@
+// StoredMatrix: a frozen weight as it lies in memory or in a mapped file, with its storage type as a run-time tag.
+//
+// The values never change. A backend that cannot multiply the stored form keeps one packed form of its own, made when it
+// is first needed and counted by packed_bytes(); copies of a StoredMatrix share it.
+#pragma once
+
+#include <calm/tensor/dtype.hpp>
+#include <calm/tensor/tensor.hpp>
+
+#include <atomic>
+#include <cstddef>
+#include <memory>
+#include <mutex>
+
+namespace calm::inline CALM_ABI {
+
+class StoredMatrix {
+ public:
+  StoredMatrix() = default;
+
+  /// A view of rows * cols values at `data`; `owner` keeps them alive (a mapped file, a Matrix).
+  StoredMatrix(std::shared_ptr<const void> owner, const std::byte* data, DType dtype, Index rows, Index cols)
+      : owner_(std::move(owner)), data_(data), dtype_(dtype), rows_(rows), cols_(cols),
+        packed_(std::make_shared<PackedForms>()) {}
+
+  /// Takes a matrix over, as it is or rounded to `dtype`.
+  template <class Scalar>
+  static StoredMatrix from(const Matrix<Scalar>& m, DType dtype = dtype_of<Scalar>) {
+    auto bytes = std::make_shared<Matrix<std::byte>>(m.rows(), m.cols() * size_of(dtype));
+    encode(dtype, m.data(), m.size(), bytes->data());
+    const std::byte* data = bytes->data();
+    return {std::move(bytes), data, dtype, m.rows(), m.cols()};
+  }
+
+  Index rows() const { return rows_; }
+  Index cols() const { return cols_; }
+  Index size() const { return rows_ * cols_; }
+  bool empty() const { return size() == 0; }
+  DType dtype() const { return dtype_; }
+  const std::byte* data() const { return data_; }
+  Index stored_bytes() const { return size() * size_of(dtype_); }
+
+  /// The values of rows [first, first + count) as Scalar.
+  template <class Scalar>
+  void read_rows(Index first, Index count, Scalar* target) const {
+    decode(dtype_, data_ + first * cols_ * size_of(dtype_), count * cols_, target);
+  }
+
+  template <class Scalar>
+  Matrix<Scalar> dense() const {
+    Matrix<Scalar> result(rows_, cols_);
+    read_rows(0, rows_, result.data());
+    return result;
+  }
+
+  /// The values themselves where they can be read in place as Scalar, else nullptr.
+  template <class Scalar>
+  const Scalar* in_place() const {
+    const bool aligned = reinterpret_cast<std::uintptr_t>(data_) % alignof(Scalar) == 0;
+    return dtype_ == dtype_of<Scalar> && aligned ? reinterpret_cast<const Scalar*>(data_) : nullptr;
+  }
+
+  /// The packed form of type Packed, made by make() at the first call and kept. Packed has `std::size_t bytes() const`.
+  /// Safe to call from several threads.
+  template <class Packed, class Make>
+  const Packed& packed(const Make& make) const {
+    const void* tag = &type_tag<Packed>;
+    for (const Node* node = packed_->first.load(std::memory_order_acquire); node; node = node->next.get())
+      if (node->tag == tag) return *static_cast<const Packed*>(node->form.get());
+    const std::lock_guard lock(packed_->mutex);
+    for (const Node* node = packed_->first.load(std::memory_order_acquire); node; node = node->next.get())
+      if (node->tag == tag) return *static_cast<const Packed*>(node->form.get());
+    auto form = std::make_shared<const Packed>(make());
+    auto node = std::make_shared<const Node>(Node{tag, form->bytes(), form, packed_->head});
+    packed_->head = node;
+    packed_->first.store(node.get(), std::memory_order_release);
+    return *form;
+  }
+
+  /// Bytes of all packed forms that exist.
+  std::size_t packed_bytes() const {
+    std::size_t total = 0;
+    if (packed_)
+      for (const Node* node = packed_->first.load(std::memory_order_acquire); node; node = node->next.get())
+        total += node->bytes;
+    return total;
+  }
+
+ private:
+  template <class T>
+  static constexpr char type_tag = 0;
+
+  struct Node {
+    const void* tag;
+    std::size_t bytes;
+    std::shared_ptr<const void> form;
+    std::shared_ptr<const Node> next;
+  };
+  struct PackedForms {
+    std::mutex mutex;
+    std::atomic<const Node*> first{nullptr};
+    std::shared_ptr<const Node> head;
+  };
+
+  std::shared_ptr<const void> owner_;
+  const std::byte* data_ = nullptr;
+  DType dtype_ = DType::f32;
+  Index rows_ = 0, cols_ = 0;
+  std::shared_ptr<PackedForms> packed_;
+};
+
+}  // namespace calm::inline CALM_ABI
