@@ -35,6 +35,12 @@ struct TokenBatch {
   }
 };
 
+/// What a session runs.
+struct SessionOptions {
+  Index blocks = -1;     // only the first `blocks` blocks; -1: all
+  bool augments = true;  // false: a composed model decodes as its anchor alone
+};
+
 /// Sees nothing and costs nothing.
 struct NullObserver {
   template <class Scalar>
@@ -56,7 +62,9 @@ concept Decoder = requires(const M& model, Ctx& ctx, const TokenBatch& batch, ty
 
   // The residual stream before block 0, in the arena.
   { model.embed(ctx, batch.ids) } -> std::same_as<MatrixView<typename M::Scalar>>;
-  // Fills the states for a batch.
+  // Fills the states for a batch: what the augments contribute, and for prepare() also the stream that no trainable
+  // weight reaches.
+  model.prepare_augments(ctx, batch, states);
   model.prepare(ctx, batch, states);
   // Runs blocks [first, last): replaces the stream, calls observer.after_block after each.
   model.run(ctx, batch, states, stream, n, n, tape, observer);
@@ -65,13 +73,14 @@ concept Decoder = requires(const M& model, Ctx& ctx, const TokenBatch& batch, ty
   // Rows of the final stream to logits [rows, vocabulary], and back.
   model.head(ctx, rows, stream, head);
   model.head_backward(ctx, rows, rows, stream, head);
-  // Prepares and runs all blocks; the stream lies in the arena.
+  // After prepare(): runs all blocks; the stream lies in the arena.
   { model.forward(ctx, batch, states, tape) } -> std::same_as<MatrixView<typename M::Scalar>>;
 
   // Inference with caches: slots for `n` sequences of at most `n` tokens; advance() appends tokens and gives their stream.
   { model.make_session(ctx, n, n) } -> std::same_as<typename M::Session>;
   { model.advance(ctx, session, batch, observer) } -> std::same_as<MatrixView<typename M::Scalar>>;
   { session.length(n) } -> std::convertible_to<Index>;
+  session.check_room(batch);
   session.clear(n);
 };
 

@@ -42,6 +42,15 @@ class Transformer {
    public:
     Index length(Index slot) const { return cache_.length(slot); }
     void clear(Index slot) { cache_.clear(slot); }
+
+    /// Throws, before anything has changed, where the batch does not fit.
+    void check_room(const TokenBatch& batch) const {
+      require<ShapeError>(static_cast<Index>(batch.slots.size()) == batch.sequences(),
+                          "advance() needs a slot for each of the ", batch.sequences(), " sequences, found ",
+                          batch.slots.size());
+      for (Index s = 0; s < batch.sequences(); ++s)
+        cache_.check_room(batch.slots[static_cast<std::size_t>(s)], batch.length(s));
+    }
     std::size_t bytes() const { return cache_.bytes(); }
 
    private:
@@ -73,6 +82,7 @@ class Transformer {
     return x;
   }
 
+  void prepare_augments(auto&, const TokenBatch&, States&) const {}
   void prepare(auto&, const TokenBatch&, States&) const {}
 
   template <class Observer>
@@ -143,18 +153,17 @@ class Transformer {
     }, grads...);
   }
 
-  /// A session for `slots` sequences of at most `capacity` tokens that runs the first `blocks` blocks (-1: all).
-  Session make_session(auto&, Index slots, Index capacity, Index blocks = -1) const {
+  /// A session for `slots` sequences of at most `capacity` tokens.
+  Session make_session(auto&, Index slots, Index capacity, const SessionOptions& options = {}) const {
     require<ContextLimitError>(capacity <= spec_.context, "a session of ", capacity, " tokens was asked for, but the model's context is ",
                                spec_.context);
-    return Session(blocks < 0 ? spec_.blocks : blocks, slots, capacity, spec_.heads.kv_heads * spec_.heads.width);
+    return Session(options.blocks < 0 ? spec_.blocks : options.blocks, slots, capacity, spec_.heads.kv_heads * spec_.heads.width);
   }
 
   template <class Observer>
   View advance(auto& ctx, Session& session, const TokenBatch& batch, Observer&& observer) const {
     batch.check();
-    for (Index s = 0; s < batch.sequences(); ++s)
-      session.cache_.check_room(batch.slots[static_cast<std::size_t>(s)], batch.length(s));
+    session.check_room(batch);
     const AttentionPlan<Scalar> plan = make_plan(ctx, batch, &session.cache_);
     View x = embed(ctx, batch.ids), other = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
     for (Index i = 0; i < session.blocks_; ++i) {

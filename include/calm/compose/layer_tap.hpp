@@ -1,0 +1,52 @@
+// LayerTap: an observer that copies the residual stream of an augment after chosen blocks, and changes nothing.
+#pragma once
+
+#include <calm/nn/parameter.hpp>
+#include <calm/tensor/buffer.hpp>
+
+#include <algorithm>
+
+namespace calm::inline CALM_ABI {
+
+/// The streams that were tapped, one [T, D] for each tapped block.
+template <class Scalar>
+struct TappedStates {
+  std::vector<Index> blocks;             // ascending, distinct
+  std::vector<Buffer<Scalar>> streams;  // as blocks
+
+  explicit TappedStates(std::vector<Index> tapped = {}) : blocks(std::move(tapped)) {
+    std::sort(blocks.begin(), blocks.end());
+    blocks.erase(std::unique(blocks.begin(), blocks.end()), blocks.end());
+    streams.resize(blocks.size());
+  }
+
+  /// The number of leading blocks that have to run.
+  Index depth() const { return blocks.empty() ? 0 : blocks.back() + 1; }
+
+  /// The stream after a tapped block.
+  MatrixView<const Scalar> after(Index block) const {
+    const auto found = std::lower_bound(blocks.begin(), blocks.end(), block);
+    require<ShapeError>(found != blocks.end() && *found == block, "block ", block, " is not tapped");
+    return streams[static_cast<std::size_t>(found - blocks.begin())].view();
+  }
+};
+
+template <class Scalar>
+class LayerTap {
+ public:
+  explicit LayerTap(TappedStates<Scalar>& states) : states_(states) {}
+
+  void after_block(auto& ctx, Index block, MatrixView<Scalar>& x) {
+    for (std::size_t i = 0; i < states_.blocks.size(); ++i)
+      if (states_.blocks[i] == block)
+        ctx.backend.scale(MatrixView<const Scalar>(x), 1, states_.streams[i].resize(x.rows, x.cols));
+  }
+
+  /// A tap passes no gradient: the augment is frozen.
+  void after_block_backward(auto&, Index, MatrixView<Scalar>) const {}
+
+ private:
+  TappedStates<Scalar>& states_;
+};
+
+}  // namespace calm::inline CALM_ABI
