@@ -34,7 +34,6 @@ class ThreadPool {
     {
       const std::lock_guard lock(mutex_);
       stop_ = true;
-      generation_.fetch_add(1, std::memory_order_release);
     }
     wake_.notify_all();
     for (auto& worker : workers_) worker.join();
@@ -43,61 +42,75 @@ class ThreadPool {
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
   /// Calls `tile(i, thread)` for every i in [0, count) and returns when all have ended. `thread` lies in [0, size()) and
-  /// belongs to one thread for the length of the call. The first exception of a tile is rethrown here.
+  /// belongs to one thread for the length of the call. The first exception of a tile is rethrown here. A thread that the
+  /// system does not run holds nothing up but the tile that it has taken.
   template <class Tile>
   void for_each_tile(Index count, Tile&& tile) {
     if (workers_.empty() || count <= 1) {
       for (Index i = 0; i < count; ++i) tile(i, 0);
       return;
     }
+    require<ShapeError>(count < Index{1} << 32, "for_each_tile: ", count, " tiles");
     using Function = std::remove_reference_t<Tile>;
-    call_ = [](const void* function, Index i, int thread) {
+    call_.store([](const void* function, Index i, int thread) {
       (*static_cast<Function*>(const_cast<void*>(function)))(i, thread);
-    };
-    function_ = &tile;
-    count_ = count;
-    next_.store(0, std::memory_order_relaxed);
-    running_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-    {
-      const std::lock_guard lock(mutex_);
-      generation_.fetch_add(1, std::memory_order_release);
+    }, std::memory_order_relaxed);
+    function_.store(&tile, std::memory_order_relaxed);
+    count_.store(count, std::memory_order_relaxed);
+    done_.store(0, std::memory_order_relaxed);
+    const std::uint64_t call = ++calls_ << 32;
+    ticket_.store(call);
+    if (sleepers_.load() > 0) {
+      { const std::lock_guard lock(mutex_); }
+      wake_.notify_all();
     }
-    wake_.notify_all();
     take_tiles(0);
-    while (running_.load(std::memory_order_acquire) != 0) pause();
-    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+    for (int spins = 0; done_.load(std::memory_order_acquire) != count; ++spins) pause(spins);
+    if (failed_.exchange(false)) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
  private:
-  void take_tiles(int thread) {
-    try {
-      for (Index i = next_.fetch_add(1, std::memory_order_relaxed); i < count_;
-           i = next_.fetch_add(1, std::memory_order_relaxed))
-        call_(function_, i, thread);
-    } catch (...) {
-      const std::lock_guard lock(mutex_);
-      if (!error_) error_ = std::current_exception();
-      next_.store(count_, std::memory_order_relaxed);
+  /// Takes tiles of the current call until none is left. A ticket is the call's number and the next tile: taking one fails
+  /// when the call has ended meanwhile, so what was read of the call before is then not used.
+  bool take_tiles(int thread) {
+    bool any = false;
+    for (std::uint64_t ticket = ticket_.load();;) {
+      const auto call = call_.load(std::memory_order_relaxed);
+      const void* function = function_.load(std::memory_order_relaxed);
+      const auto tile = static_cast<Index>(ticket & 0xFFFFFFFFU);
+      if (tile >= count_.load(std::memory_order_relaxed)) return any;
+      if (!ticket_.compare_exchange_weak(ticket, ticket + 1)) continue;
+      any = true;
+      try {
+        call(function, tile, thread);
+      } catch (...) {
+        const std::lock_guard lock(mutex_);
+        if (!error_) error_ = std::current_exception();
+        failed_ = true;
+      }
+      done_.fetch_add(1, std::memory_order_release);
+      ticket = ticket_.load();
     }
   }
 
   void work(int thread) {
-    std::uint64_t seen = 0;
     while (true) {
       // Work comes in bursts of many short calls: look for the next one for a while before going to sleep.
-      for (int spin = 0; spin < 4000 && generation_.load(std::memory_order_acquire) == seen; ++spin) pause();
-      if (generation_.load(std::memory_order_acquire) == seen) {
-        std::unique_lock lock(mutex_);
-        wake_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != seen; });
+      for (int idle = 0; idle < 2000; ++idle) {
+        if (take_tiles(thread)) idle = 0;
+        pause(0);
       }
-      seen = generation_.load(std::memory_order_acquire);
+      std::unique_lock lock(mutex_);
+      ++sleepers_;
+      wake_.wait(lock, [&] { return stop_ || static_cast<Index>(ticket_.load() & 0xFFFFFFFFU) < count_.load(); });
+      --sleepers_;
       if (stop_) return;
-      take_tiles(thread);
-      running_.fetch_sub(1, std::memory_order_release);
     }
   }
 
-  static void pause() {
+  /// Lets the other thread of a core run, and after a while any other thread.
+  static void pause(int spins) {
+    if (spins > 200) return std::this_thread::yield();
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
 #else
@@ -108,12 +121,13 @@ class ThreadPool {
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_;
-  std::atomic<std::uint64_t> generation_{0};
-  std::atomic<Index> next_{0};
-  std::atomic<int> running_{0};
-  void (*call_)(const void*, Index, int) = nullptr;
-  const void* function_ = nullptr;
-  Index count_ = 0;
+  std::atomic<std::uint64_t> ticket_{0};
+  std::atomic<void (*)(const void*, Index, int)> call_{nullptr};
+  std::atomic<const void*> function_{nullptr};
+  std::atomic<Index> count_{0}, done_{0};
+  std::atomic<int> sleepers_{0};
+  std::atomic<bool> failed_{false};
+  std::uint64_t calls_ = 0;
   bool stop_ = false;
   std::exception_ptr error_;
 };

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <ranges>
 
 namespace calm::inline CALM_ABI {
 
@@ -50,7 +51,7 @@ inline PairedDifference paired_difference(Index only_first, Index only_second, I
 }
 
 /// From whether each item was right: two ranges of bool of one length, in the same order of items.
-template <class Outcomes>
+template <std::ranges::random_access_range Outcomes>
 PairedDifference paired_difference(const Outcomes& first, const Outcomes& second, double z = 1.959964) {
   require<ShapeError>(first.size() == second.size(), "paired_difference: ", first.size(), " and ", second.size(),
                       " outcomes; both must be of the same items");

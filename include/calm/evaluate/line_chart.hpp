@@ -153,8 +153,8 @@ class LineChart {
   }
 
   static std::string stroke(std::size_t i) {
-    // The dash moves on with each round of colours too, so that 28 series differ in colour, marker or dash.
-    const std::string_view dash = dashes[(i + i / colours.size()) % dashes.size()];
+    // 7 colours and 4 dashes have no common factor: 28 series differ in one of them.
+    const std::string_view dash = dashes[i % dashes.size()];
     return " fill=\"none\" stroke-width=\"1.8\" stroke=\"" + std::string(colours[i % colours.size()]) + '"' +
            (dash.empty() ? std::string() : " stroke-dasharray=\"" + std::string(dash) + '"');
   }

@@ -175,7 +175,7 @@ inline Json parse_json(std::string_view text, const std::string& where, JsonLimi
     } else if (!in_string && std::string_view(",:[]{} \t\r\n").find(c) != std::string_view::npos) {
       begin = i + 1;
     }
-    longest = std::max(longest, i - begin);
+    longest = std::max(longest, i + 1 - begin);
     require<FormatError>(longest <= limits.token_bytes, where, ": byte ", begin, ": a string or number of more than ",
                          limits.token_bytes, " bytes");
   }

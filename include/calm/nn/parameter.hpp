@@ -19,6 +19,11 @@ struct Parameter {
   Matrix<Scalar> value;
   bool decay = true;  // whether weight decay applies: to matrices, not to norms and gates
   Index offset = -1;
+
+  /// As files hold it: norms and gates are vectors, all else matrices [out, in].
+  std::vector<Index> shape() const {
+    return decay ? std::vector<Index>{value.rows(), value.cols()} : std::vector<Index>{value.cols()};
+  }
 };
 
 /// Calls fn(name, parameter) for every trainable weight of a module, in a fixed order.

@@ -1,0 +1,136 @@
+// Adapters: the trained bridges of a composition as a folder, adapter_model.safetensors and adapter_config.json.
+//
+// The configuration names the options, the links, and for each base its architecture, sizes, tokenizer and content hash. An
+// adapter for other bases is refused.
+#pragma once
+
+#include <calm/compose/composed_model.hpp>
+#include <calm/io/model_folder.hpp>
+
+namespace calm::inline CALM_ABI {
+
+struct AdapterConfig {
+  BridgeOptions options;
+  std::vector<Link> links;
+  std::vector<BaseDescription> bases;  // the anchor first, then the augments
+};
+
+/// The anchor and the augments of a composed model, in this order.
+template <class Anchor, class... Augments>
+std::vector<BaseDescription> describe_bases(const Anchor& anchor, const Augments&... augments) {
+  return {describe(anchor), describe(augments)...};
+}
+
+namespace adapter {
+
+inline constexpr Index format_version = 1;
+
+inline std::string to_json(const AdapterConfig& config) {
+  nlohmann::ordered_json links = nlohmann::ordered_json::array(), bases = nlohmann::ordered_json::array();
+  for (const Link& link : config.links)
+    links.push_back({{"augment", link.augment}, {"tap", link.tap}, {"write", link.write}});
+  for (const BaseDescription& base : config.bases) {
+    const nlohmann::ordered_json tokenizer = base.tokenizer.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(base.tokenizer);
+    bases.push_back({{"role", bases.empty() ? "anchor" : "augment"}, {"architecture", base.architecture},
+                     {"sizes", base.sizes}, {"tokenizer", tokenizer}, {"content_hash", base.content_hash}});
+  }
+  const nlohmann::ordered_json document = {
+      {"peft_type", "CALM"},
+      {"format_version", format_version},
+      {"options", {{"heads", config.options.heads}, {"norms", config.options.norms},
+                   {"gate", config.options.gate == Gate::tanh ? "tanh" : "one"}, {"rotary", config.options.rotary},
+                   {"rank", config.options.rank}}},
+      {"links", links},
+      {"bases", bases},
+  };
+  return document.dump(2) + "\n";
+}
+
+inline void check_bases(const std::string& where, const std::vector<BaseDescription>& stored,
+                        const std::vector<BaseDescription>& given) {
+  require<FormatError>(stored.size() == given.size(), where, ": the adapter stands on ", stored.size(),
+                       " models (an anchor and its augments), but ", given.size(), " were given");
+  for (std::size_t i = 0; i < stored.size(); ++i) {
+    const std::string role = i == 0 ? "the anchor" : message("augment ", i - 1);
+    const auto same = [&](const char* what, const std::string& expected, const std::string& found) {
+      require<FormatError>(expected == found, where, ": ", role, " of the adapter has the ", what, " ", in_quotes(expected),
+                           ", but the given one has ", in_quotes(found));
+    };
+    same("architecture", stored[i].architecture, given[i].architecture);
+    same("sizes", stored[i].sizes, given[i].sizes);
+    same("tokenizer", stored[i].tokenizer, given[i].tokenizer);
+    same("content hash", stored[i].content_hash, given[i].content_hash);
+  }
+}
+
+}  // namespace adapter
+
+/// Reads adapter_config.json; what is not of this version, or not understood, is a FormatError.
+inline AdapterConfig read_adapter_config(const std::filesystem::path& folder) {
+  const std::filesystem::path path = folder / "adapter_config.json";
+  const std::string where = path.string();
+  const Json document = read_json(path);
+  const std::string type = get_string(document, "peft_type", where);
+  require<FormatError>(type == "CALM", where, ": \"peft_type\" is ", in_quotes(type), ", expected \"CALM\"");
+  get_integer(document, "format_version", where, adapter::format_version, adapter::format_version);
+  AdapterConfig config;
+  const Json& options = get_object(document, "options", where);
+  config.options.heads = get_integer(options, "heads", where, 1, 65536);
+  config.options.norms = get_boolean(options, "norms", where);
+  config.options.rotary = get_boolean(options, "rotary", where);
+  config.options.rank = get_integer(options, "rank", where, 0, Index{1} << 31);
+  const std::string gate = get_string(options, "gate", where);
+  require<FormatError>(gate == "one" || gate == "tanh", where, ": \"gate\" is ", in_quotes(gate), ", expected \"one\" or \"tanh\"");
+  config.options.gate = gate == "tanh" ? Gate::tanh : Gate::one;
+  for (const Json& link : get_array(document, "links", where))
+    config.links.push_back({get_integer(link, "augment", where, 0, 1 << 20), get_integer(link, "tap", where, 0, 1 << 20),
+                            get_integer(link, "write", where, 0, 1 << 20)});
+  for (const Json& base : get_array(document, "bases", where))
+    config.bases.push_back({get_string(base, "architecture", where), get_string(base, "sizes", where),
+                            get_string_or(base, "tokenizer", "", where), get_string(base, "content_hash", where)});
+  return config;
+}
+
+/// Writes the trained weights alone: what a checkpoint changes.
+template <class Composed>
+void save_adapter_weights(const Composed& model, const std::filesystem::path& folder) {
+  SafetensorsWriter writer;
+  for_each_parameter(model, [&](const std::string& name, const auto& parameter) {
+    writer.add(name, parameter.shape(), parameter.value.values(), DType::f32);
+  });
+  writer.set_metadata("format", "pt");
+  writer.write(folder / "adapter_model.safetensors");
+}
+
+/// Writes the adapter of a composed model.
+template <class Composed>
+void save_adapter(const Composed& model, const std::filesystem::path& folder) {
+  std::filesystem::create_directories(folder);
+  const auto bases = [&]<std::size_t... I>(std::index_sequence<I...>) {
+    return describe_bases(model.anchor(), model.template augment<I>()...);
+  }(std::make_index_sequence<Composed::augment_count>{});
+  write_file_atomically(folder / "adapter_config.json", adapter::to_json({model.options(), model.links(), bases}));
+  save_adapter_weights(model, folder);
+}
+
+/// Composes the given models as an adapter says and loads its bridges. Throws FormatError where the adapter belongs to other
+/// models (naming both), or where a tensor is missing, unknown or of another shape.
+template <class Anchor, class... Augments>
+ComposedModel<Anchor, Augments...> load_adapter(const std::filesystem::path& folder, std::shared_ptr<const Anchor> anchor,
+                                                std::shared_ptr<const Augments>... augments) {
+  const AdapterConfig config = read_adapter_config(folder);
+  adapter::check_bases((folder / "adapter_config.json").string(), config.bases, describe_bases(*anchor, *augments...));
+  ComposedModel<Anchor, Augments...> model = compose(std::move(anchor), Links(config.links), config.options, std::move(augments)...);
+  const SafetensorsFile file(folder / "adapter_model.safetensors");
+  std::size_t used = 0;
+  for_each_parameter(model, [&](const std::string& name, auto& parameter) {
+    ++used;
+    file.matrix(name, parameter.value.rows(), parameter.value.cols())
+        .read_rows(0, parameter.value.rows(), parameter.value.data());
+  });
+  require<FormatError>(used == file.tensors().size(), file.path(), ": it holds ", file.tensors().size(),
+                       " tensors, but the adapter's configuration asks for ", used);
+  return model;
+}
+
+}  // namespace calm::inline CALM_ABI

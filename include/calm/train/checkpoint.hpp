@@ -1,0 +1,169 @@
+// Checkpoints: the weights, moments and step of a training run in one safetensors file, and training loops that keep them.
+//
+// A run that is killed and resumed ends with the same bits: the file holds everything a step depends on beside the data,
+// which is a function of the step.
+#pragma once
+
+#include <calm/io/safetensors.hpp>
+#include <calm/train/trainer.hpp>
+
+#include <filesystem>
+#include <functional>
+#include <limits>
+
+namespace calm::inline CALM_ABI {
+
+/// The trainable weights of a model under their names, and nothing else.
+template <class Model>
+void save_parameters(const Model& model, const std::filesystem::path& path, std::map<std::string, std::string> metadata = {}) {
+  SafetensorsWriter writer;
+  for_each_parameter(model, [&](const std::string& name, const auto& parameter) {
+    writer.add(name, parameter.shape(), parameter.value.values());
+  });
+  for (auto& [key, value] : metadata) writer.set_metadata(key, std::move(value));
+  writer.write(path);
+}
+
+/// Sets every trainable weight from a file; all must be there, with their shapes.
+template <class Model>
+void load_parameters(Model& model, const SafetensorsFile& file, const std::string& prefix = "") {
+  for_each_parameter(model, [&](const std::string& name, auto& parameter) {
+    const StoredMatrix stored = file.matrix(prefix + name, parameter.value.rows(), parameter.value.cols());
+    stored.read_rows(0, stored.rows(), parameter.value.data());
+  });
+}
+
+template <class Model, class Ctx>
+void save_checkpoint(Trainer<Model, Ctx>& trainer, const std::filesystem::path& path, double best_loss,
+                     const std::string& fingerprint) {
+  SafetensorsWriter writer;
+  for_each_parameter(trainer.model(), [&](const std::string& name, auto& parameter) {
+    writer.add(name, parameter.shape(), std::as_const(parameter.value).values());
+  });
+  writer.add("optimizer.first_moment", trainer.optimizer().first_moment());
+  writer.add("optimizer.second_moment", trainer.optimizer().second_moment());
+  writer.set_metadata("step", std::to_string(trainer.step_count()));
+  Matrix<double> best(1, 1);
+  best(0, 0) = best_loss;
+  writer.add("best_validation_loss", best);
+  writer.set_metadata("fingerprint", fingerprint);
+  writer.write(path);
+}
+
+/// Restores a trainer and returns the best validation loss so far. Throws FormatError where the file is of another run.
+template <class Model, class Ctx>
+double load_checkpoint(Trainer<Model, Ctx>& trainer, const std::filesystem::path& path, const std::string& fingerprint) {
+  const SafetensorsFile file(path);
+  const auto value = [&](const char* key) {
+    const auto found = file.metadata().find(key);
+    require<FormatError>(found != file.metadata().end(), path.string(), ": no \"", key, "\" in the metadata; this is no checkpoint");
+    return found->second;
+  };
+  require<FormatError>(value("fingerprint") == fingerprint, path.string(), ": the checkpoint belongs to a run with other options (",
+                       value("fingerprint"), "), this run has (", fingerprint, "); use another folder or start anew");
+  load_parameters(trainer.model(), file);
+  for (auto* moment : {&trainer.optimizer().first_moment(), &trainer.optimizer().second_moment()}) {
+    const std::string name = moment == &trainer.optimizer().first_moment() ? "optimizer.first_moment" : "optimizer.second_moment";
+    file.matrix(name, 1, moment->cols()).read_rows(0, 1, moment->data());
+  }
+  trainer.resume_at(std::stoll(value("step")));
+  return file.matrix("best_validation_loss", 1, 1).dense<double>()(0, 0);
+}
+
+/// What a training loop does beside its steps. Paths are files in `folder`: last.safetensors and best.safetensors.
+struct RunOptions {
+  std::filesystem::path folder;    // empty: nothing is written
+  Index checkpoint_every = 0;      // steps; 0: only at the end
+  Index validate_every = 0;        // steps; 0: only at the end, where there is validation data
+  bool resume = false;             // go on from last.safetensors where it exists
+  std::string fingerprint;         // of data and options: a checkpoint of another is refused
+};
+
+struct StepReport {
+  Index step = 0;
+  StepResult result;
+  double learning_rate = 0;
+  double validation_loss = std::numeric_limits<double>::quiet_NaN();  // where it was measured after this step
+};
+
+/// Runs the schedule's steps: batches(step) gives the TrainingBatches of a step counted from 0, validate() the validation
+/// loss (may be empty), report(StepReport) is called after each step. With validation the model ends with the weights of the
+/// best loss. A NumericError leaves the last good checkpoint in place.
+template <class Model, class Ctx>
+void run_training(Trainer<Model, Ctx>& trainer, const std::function<std::vector<TrainingBatch<Model>>(Index)>& batches,
+                  const RunOptions& options, const std::function<double()>& validate = {},
+                  const std::function<void(const StepReport&)>& report = {}) {
+  const auto last = options.folder / "last.safetensors", best = options.folder / "best.safetensors";
+  const bool keeps = !options.folder.empty();
+  double best_loss = std::numeric_limits<double>::infinity();
+  if (keeps) std::filesystem::create_directories(options.folder);
+  if (keeps && options.resume && std::filesystem::exists(last))
+    best_loss = load_checkpoint(trainer, last, options.fingerprint);
+  std::vector<Matrix<typename Model::Scalar>> best_weights;
+  const Index steps = trainer.schedule().steps;
+  while (trainer.step_count() < steps) {
+    const auto now = batches(trainer.step_count());
+    StepReport done;
+    done.learning_rate = trainer.schedule()(trainer.step_count() + 1);
+    done.result = trainer.step(std::span<const TrainingBatch<Model>>(now));
+    done.step = trainer.step_count();
+    const bool end = done.step == steps;
+    const auto due = [&](Index every) { return end || (every > 0 && done.step % every == 0); };
+    if (validate && due(options.validate_every)) {
+      done.validation_loss = validate();
+      if (done.validation_loss < best_loss) {
+        best_loss = done.validation_loss;
+        best_weights.clear();
+        for_each_parameter(trainer.model(), [&](const std::string&, auto& p) { best_weights.push_back(p.value); });
+        if (keeps) save_parameters(trainer.model(), best);
+      }
+    }
+    if (keeps && due(options.checkpoint_every)) save_checkpoint(trainer, last, best_loss, options.fingerprint);
+    if (report) report(done);
+  }
+  if (!validate) return;
+  if (!best_weights.empty()) {
+    std::size_t i = 0;
+    for_each_parameter(trainer.model(), [&](const std::string&, auto& p) { p.value = best_weights[i++]; });
+  } else if (keeps && std::filesystem::exists(best)) {
+    load_parameters(trainer.model(), SafetensorsFile(best));
+  }
+}
+
+/// The same over a dataset: `accumulate` batches a step, epoch after epoch. States are kept for later epochs while they fit
+/// into `keep_bytes`; a batch without room computes them again, to the same bits.
+template <class Model>
+class DatasetBatches {
+ public:
+  DatasetBatches(const PackedDataset& dataset, Index accumulate, std::size_t keep_bytes)
+      : dataset_(dataset), accumulate_(accumulate), kept_(static_cast<std::size_t>(dataset.size())), keep_bytes_(keep_bytes) {
+    require<ConfigError>(accumulate >= 1, "at least one batch a step, found ", accumulate);
+  }
+
+  std::vector<TrainingBatch<Model>> operator()(Index step) {
+    std::vector<TrainingBatch<Model>> batches;
+    for (Index i = 0; i < accumulate_; ++i) {
+      const Index n = dataset_.at(step * accumulate_ + i);
+      auto& kept = kept_[static_cast<std::size_t>(n)];
+      if (!kept && used_ < keep_bytes_) {
+        kept = std::make_unique<KeptStates<Model>>();
+        used_ += bytes_of(dataset_[n]);
+      }
+      batches.push_back({&dataset_[n], kept.get()});
+    }
+    return batches;
+  }
+
+  /// An estimate from above of the bytes of one batch's states.
+  std::function<std::size_t(const PackedBatch&)> bytes_of = [](const PackedBatch& batch) {
+    return static_cast<std::size_t>(batch.tokens().tokens()) * 4096;
+  };
+
+ private:
+  const PackedDataset& dataset_;
+  Index accumulate_;
+  std::vector<std::unique_ptr<KeptStates<Model>>> kept_;
+  std::size_t keep_bytes_, used_ = 0;
+};
+
+}  // namespace calm::inline CALM_ABI

@@ -1,0 +1,45 @@
+// AdamW with decoupled weight decay (Loshchilov and Hutter, 2019) over all parameters of a model, and gradient clipping by
+// the norm of them all. The moments lie in contiguous ranges, in the order of the gradients.
+#pragma once
+
+#include <calm/nn/parameter.hpp>
+
+namespace calm::inline CALM_ABI {
+
+struct AdamWOptions {
+  double beta1 = 0.9, beta2 = 0.98, epsilon = 1e-8;
+  double weight_decay = 0.01;  // of matrices; norms and gates do not decay
+  double clip_norm = 1;        // 0: no clipping
+};
+
+template <class Scalar>
+class AdamW {
+ public:
+  AdamW(Index parameters, const AdamWOptions& options)
+      : options_(options), first_(1, parameters), second_(1, parameters) {}
+
+  /// One update of the model from gradients of the given norm; `step` counts from 1.
+  template <class Model>
+  void update(auto& ctx, Model& model, const Gradients<Scalar>& grads, double norm, double learning_rate, Index step) {
+    const double scale = options_.clip_norm > 0 && norm > options_.clip_norm ? options_.clip_norm / norm : 1;
+    for_each_parameter(model, [&](const std::string&, auto& parameter) {
+      const auto range = [&](auto values) {
+        return values.subspan(static_cast<std::size_t>(parameter.offset), static_cast<std::size_t>(parameter.value.size()));
+      };
+      ctx.backend.adamw(parameter.value.values(), range(grads.values()), range(first_.values()), range(second_.values()),
+                        AdamWStep{learning_rate, options_.beta1, options_.beta2, options_.epsilon,
+                                  parameter.decay ? options_.weight_decay : 0, step},
+                        &scale);
+    });
+  }
+
+  Matrix<Scalar>& first_moment() { return first_; }
+  Matrix<Scalar>& second_moment() { return second_; }
+  const AdamWOptions& options() const { return options_; }
+
+ private:
+  AdamWOptions options_;
+  Matrix<Scalar> first_, second_;
+};
+
+}  // namespace calm::inline CALM_ABI
