@@ -67,11 +67,11 @@ inline bool keys_touch_evaluation(const Expression& e, const Dictionary& diction
   return kept_for_evaluation(e) || touches_evaluation(substitute(e, dictionary));
 }
 
-/// m_A's only task: abc+de-fgh= -> 17+203-45=, over all keys.
-inline Task substitution(const Dictionary& dictionary, std::vector<double> operand_weights) {
-  return [&dictionary, operand_weights](calm::Random& random) {
+/// m_A's only task: abc+de-fgh= -> 17+203-45=, over the given keys.
+inline Task substitution(const Dictionary& dictionary, std::vector<std::string> keys, std::vector<double> operand_weights) {
+  return [&dictionary, keys = std::move(keys), operand_weights = std::move(operand_weights)](calm::Random& random) {
     const Index operands = 1 + pick(random, operand_weights);
-    const Expression e = for_training([&] { return random_keys(random, operands, dictionary.keys()); },
+    const Expression e = for_training([&] { return random_keys(random, operands, keys); },
                                       [&](const Expression& x) { return keys_touch_evaluation(x, dictionary); });
     return example(write(e) + "=", write(substitute(e, dictionary)) + "=");
   };

@@ -69,11 +69,11 @@ class Composition(nn.Module):
         self.links = nn.ModuleList(Bridge(width, widths[a], options) for a, _, _ in self.where)
         self.running = None  # the augment that runs now; None: the anchor
         self.states = {}  # (augment, block) -> its stream, for one forward of the anchor
-        self.run_augments = [lambda augment=augment.base_model, **inputs: augment(**inputs) for augment in augments]
+        self.augments = [augment.base_model for augment in augments]  # in a plain list they are no submodules
         base = anchor.base_model
         self.handles = [base.register_forward_pre_hook(self.before_anchor, with_kwargs=True)]
         for a, block in {(a, tap) for a, tap, _ in self.where}:
-            self.listen(augments[a].base_model.layers[block], self.read, a, block)
+            self.listen(self.augments[a].layers[block], self.read, a, block)
         for block in {write for _, _, write in self.where}:
             self.listen(base.layers[block], self.write, block)
 
@@ -96,10 +96,9 @@ class Composition(nn.Module):
         if mask is not None and not mask.all():
             causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()
             self.visible = causal & mask.bool()[:, None, None, :]
-        for a, run in enumerate(self.run_augments):
-            self.running = a
+        for self.running, augment in enumerate(self.augments):
             with torch.no_grad():
-                run(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+                augment(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
         self.running = None
 
     def read(self, augment, block, stream):

@@ -66,11 +66,11 @@ void attention(ThreadPool& pool, std::vector<Arena<HostMemory>>& scratch, Matrix
     const Index head = task / tiles % heads.query_heads, offset = task % tiles * query_tile;
     if (offset >= sequence.queries) return;
     const AttentionTile<S> tile(q, sequence, visible, heads, head, offset);
-    auto target = map(y.middle_rows(tile.first, tile.count).middle_cols(head * heads.width, heads.width));
+    const auto target = y.middle_rows(tile.first, tile.count).middle_cols(head * heads.width, heads.width);
     auto& arena = scratch[static_cast<std::size_t>(thread)];
     arena.reset();
     const auto scores = arena.matrix<S>(tile.count, tile.k.rows);
-    if (!scores.empty()) map(scores).noalias() = map(tile.q) * map(tile.k).transpose();
+    if (!scores.empty()) product_abt(tile.q, tile.k, scores, false);
     for (Index i = 0; i < tile.count; ++i) {
       const auto [begin, end] = tile.columns(visible, i);
       Eigen::Map<Eigen::Array<S, 1, Eigen::Dynamic>> row(scores.row(i), scores.cols);
@@ -87,8 +87,8 @@ void attention(ThreadPool& pool, std::vector<Arena<HostMemory>>& scratch, Matrix
       row.tail(scores.cols - end).setZero();
       log_sum_exp(tile.first + i, head) = sum;
     }
-    if (scores.empty()) target.setZero();
-    else target.noalias() = map(MatrixView<const S>(scores)) * map(tile.v);
+    if (scores.empty()) set_zero(target);
+    else product_ab(MatrixView<const S>(scores), tile.v, target, false);
   });
 }
 
@@ -104,8 +104,8 @@ void attention_backward(ThreadPool& pool, std::vector<Arena<HostMemory>>& scratc
     const Index kv_head = task % heads.kv_heads, column = kv_head * heads.width;
     const MatrixView<S> dk{sequence.key_gradients + column, sequence.key_count, heads.width, sequence.stride};
     const MatrixView<S> dv{sequence.value_gradients + column, sequence.key_count, heads.width, sequence.stride};
-    map(dk).setZero();
-    map(dv).setZero();
+    set_zero(dk);
+    set_zero(dv);
     auto& arena = scratch[static_cast<std::size_t>(thread)];
     for (Index head = kv_head * group; head < (kv_head + 1) * group; ++head) {
       for (Index offset = 0; offset < sequence.queries; offset += query_tile) {
@@ -114,13 +114,13 @@ void attention_backward(ThreadPool& pool, std::vector<Arena<HostMemory>>& scratc
           return m.middle_rows(tile.first, tile.count).middle_cols(head * heads.width, heads.width);
         };
         if (tile.k.rows == 0) {
-          map(part(dq)).setZero();
+          set_zero(part(dq));
           continue;
         }
         arena.reset();
         const auto p = arena.matrix<S>(tile.count, tile.k.rows), dp = arena.matrix<S>(tile.count, tile.k.rows);
-        map(p).noalias() = map(tile.q) * map(tile.k).transpose();
-        map(dp).noalias() = map(part(dy)) * map(tile.v).transpose();
+        product_abt(tile.q, tile.k, p, false);
+        product_abt(part(dy), tile.v, dp, false);
         for (Index i = 0; i < tile.count; ++i) {
           const auto [begin, end] = tile.columns(visible, i);
           Eigen::Map<Eigen::Array<S, 1, Eigen::Dynamic>> p_row(p.row(i), p.cols), dp_row(dp.row(i), p.cols);
@@ -136,10 +136,10 @@ void attention_backward(ThreadPool& pool, std::vector<Arena<HostMemory>>& scratc
             row->tail(p.cols - end).setZero();
           }
         }
-        map(part(dq)).noalias() = map(dp) * map(tile.k);
         const Index keys = tile.k.rows;
-        map(dv.middle_rows(tile.range.begin, keys)).noalias() += map(p).transpose() * map(part(dy));
-        map(dk.middle_rows(tile.range.begin, keys)).noalias() += map(dp).transpose() * map(tile.q);
+        product_ab(MatrixView<const S>(dp), tile.k, part(dq), false);
+        product_atb(MatrixView<const S>(p), part(dy), dv.middle_rows(tile.range.begin, keys), true);
+        product_atb(MatrixView<const S>(dp), tile.q, dk.middle_rows(tile.range.begin, keys), true);
       }
     }
   });

@@ -22,14 +22,43 @@ Map<S> map(MatrixView<S> m) {
   return {m.data, m.rows, m.cols, Eigen::OuterStride<>(m.stride)};
 }
 
+template <class S>
+void set_zero(MatrixView<S> m) {
+  for (Index i = 0; i < m.rows; ++i) std::fill_n(m.row(i), m.cols, S{});
+}
+
+// The three products that everything is made of, one expression each: Eigen's product is costly to compile.
+
+/// c = a b^T, or added to c.
+template <class S>
+void product_abt(MatrixView<const S> a, MatrixView<const S> b, MatrixView<S> c, bool accumulate) {
+  if (!accumulate) set_zero(c);
+  map(c).noalias() += map(a) * map(b).transpose();
+}
+
+/// c = a b, or added to c.
+template <class S>
+void product_ab(MatrixView<const S> a, MatrixView<const S> b, MatrixView<S> c, bool accumulate) {
+  if (!accumulate) set_zero(c);
+  map(c).noalias() += map(a) * map(b);
+}
+
+/// c = a^T b, or added to c.
+template <class S>
+void product_atb(MatrixView<const S> a, MatrixView<const S> b, MatrixView<S> c, bool accumulate) {
+  if (!accumulate) set_zero(c);
+  map(c).noalias() += map(a).transpose() * map(b);
+}
+
 inline constexpr Index row_tile = 128, col_tile = 128, depth_tile = 256;
 
-/// `y = sum over depth of product(depth range)`, the ranges in order and of nearly equal size.
+/// Calls product(first, size) for ranges of the depth, in order and of nearly equal size; for an empty depth once.
 template <class Product>
-void over_depth(Index depth, bool assign, const Product& product) {
+void over_depth(Index depth, const Product& product) {
   const Index parts = std::max<Index>(1, ceil_divide(depth, depth_tile));
   const Index size = ceil_divide(ceil_divide(depth, parts), 8) * 8;
-  for (Index k = 0; k < depth; k += size) product(k, std::min(size, depth - k), assign && k == 0);
+  product(Index{0}, std::min(size, depth));
+  for (Index k = size; k < depth; k += size) product(k, std::min(size, depth - k));
 }
 
 /// Calls tile(first row, rows, first column, columns) for a partition of rows x cols that depends on these alone.
@@ -47,12 +76,9 @@ void for_each_block(ThreadPool& pool, Index rows, Index cols, const Tile& tile) 
 template <class S, WriteMode Mode>
 void multiply(ThreadPool& pool, MatrixView<const S> x, MatrixView<const S> w, MatrixView<S> y, Mode) {
   for_each_block(pool, y.rows, y.cols, [&](Index r, Index rows, Index c, Index cols) {
-    auto target = map(y.middle_rows(r, rows).middle_cols(c, cols));
-    over_depth(x.cols, std::is_same_v<Mode, Assign>, [&](Index k, Index depth, bool assign) {
-      const auto a = map(x.middle_rows(r, rows).middle_cols(k, depth));
-      const auto b = map(w.middle_rows(c, cols).middle_cols(k, depth));
-      if (assign) target.noalias() = a * b.transpose();
-      else target.noalias() += a * b.transpose();
+    over_depth(x.cols, [&](Index k, Index depth) {
+      product_abt(x.middle_rows(r, rows).middle_cols(k, depth), w.middle_rows(c, cols).middle_cols(k, depth),
+                  y.middle_rows(r, rows).middle_cols(c, cols), k > 0 || std::is_same_v<Mode, Accumulate>);
     });
   });
 }
@@ -61,12 +87,9 @@ void multiply(ThreadPool& pool, MatrixView<const S> x, MatrixView<const S> w, Ma
 template <class S, WriteMode Mode>
 void multiply_input_gradient(ThreadPool& pool, MatrixView<const S> dy, MatrixView<const S> w, MatrixView<S> dx, Mode) {
   for_each_block(pool, dx.rows, dx.cols, [&](Index r, Index rows, Index c, Index cols) {
-    auto target = map(dx.middle_rows(r, rows).middle_cols(c, cols));
-    over_depth(dy.cols, std::is_same_v<Mode, Assign>, [&](Index k, Index depth, bool assign) {
-      const auto a = map(dy.middle_rows(r, rows).middle_cols(k, depth));
-      const auto b = map(w.middle_rows(k, depth).middle_cols(c, cols));
-      if (assign) target.noalias() = a * b;
-      else target.noalias() += a * b;
+    over_depth(dy.cols, [&](Index k, Index depth) {
+      product_ab(dy.middle_rows(r, rows).middle_cols(k, depth), w.middle_rows(k, depth).middle_cols(c, cols),
+                 dx.middle_rows(r, rows).middle_cols(c, cols), k > 0 || std::is_same_v<Mode, Accumulate>);
     });
   });
 }
@@ -79,10 +102,9 @@ void multiply_weight_gradient(ThreadPool& pool, MatrixView<const S> dy, MatrixVi
   pool.for_each_tile(row_tiles * col_tiles, [&](Index i, int) {
     const Index r = i / col_tiles * out_tile, c = i % col_tiles * col_tile;
     const Index rows = std::min(out_tile, dw.rows - r), cols = std::min(col_tile, dw.cols - c);
-    auto target = map(dw.middle_rows(r, rows).middle_cols(c, cols));
-    over_depth(x.rows, false, [&](Index t, Index depth, bool) {
-      target.noalias() += map(dy.middle_rows(t, depth).middle_cols(r, rows)).transpose() *
-                          map(x.middle_rows(t, depth).middle_cols(c, cols));
+    over_depth(x.rows, [&](Index t, Index depth) {
+      product_atb(dy.middle_rows(t, depth).middle_cols(r, rows), x.middle_rows(t, depth).middle_cols(c, cols),
+                  dw.middle_rows(r, rows).middle_cols(c, cols), true);
     });
   });
 }

@@ -1,7 +1,7 @@
 // ReferenceBackend: every operation of backend.hpp by its formula, in plain loops. The oracle of the other backends.
 //
-// One thread, no vectors, no tiles; sums run in double whatever the scalar is. Read it to learn what an operation means,
-// and copy its list of functions to begin a new backend.
+// One thread, no vectors, no tiles; sums run in double whatever the scalar is. Read it to learn what an operation
+// means, and copy its list of functions to begin a new backend.
 #pragma once
 
 #include <calm/backend/backend.hpp>
@@ -300,7 +300,8 @@ class ReferenceBackend {
       const double g = *gradient_scale * gradients[i];
       const double m = step.beta1 * first_moment[i] + (1 - step.beta1) * g;
       const double v = step.beta2 * second_moment[i] + (1 - step.beta2) * g * g;
-      const double corrected_m = m / (1 - std::pow(step.beta1, steps)), corrected_v = v / (1 - std::pow(step.beta2, steps));
+      const double corrected_m = m / (1 - std::pow(step.beta1, steps)),
+                   corrected_v = v / (1 - std::pow(step.beta2, steps));
       first_moment[i] = static_cast<S>(m);
       second_moment[i] = static_cast<S>(v);
       const double decayed = values[i] * (1 - step.learning_rate * step.weight_decay);

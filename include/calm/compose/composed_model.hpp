@@ -10,6 +10,7 @@
 #include <calm/compose/link.hpp>
 #include <calm/model/decoder.hpp>
 #include <calm/model/kv_cache.hpp>
+#include <calm/nn/embedding.hpp>
 
 #include <tuple>
 
@@ -76,7 +77,7 @@ class ComposedModel {
     std::vector<KvCache<Scalar>> bridges_;               // one for each augment, a layer for each of its links
     std::vector<typename Bridge::Folded> folded_;        // [links]
     std::vector<std::vector<AlignmentState>> alignment_;  // [augments][slots]
-    std::vector<AlignmentState> next_;                   // scratch: the states after the tokens that are being added
+    std::vector<std::vector<AlignmentState>> next_;      // scratch: the states after the tokens that are being added
     std::vector<AlignedBatch> aligned_;                  // scratch, one for each augment
     std::vector<TappedStates<Scalar>> tapped_;           // scratch, one for each augment
     bool enabled_ = true;
@@ -208,7 +209,7 @@ class ComposedModel {
 
   Session make_session(auto& ctx, Index slots, Index capacity, const SessionOptions& options = {}) const {
     std::vector<TappedStates<Scalar>> taps = empty_taps();
-    Session session(anchor_->make_session(ctx, slots, capacity, options), [&]<std::size_t... I>(std::index_sequence<I...>) {
+    Session session(anchor_->make_session(ctx, slots, capacity, SessionOptions{options.blocks}), [&]<std::size_t... I>(std::index_sequence<I...>) {
       return std::tuple<typename Augments::Session...>(std::get<I>(augments_)->make_session(
           ctx, slots, options.augments ? room(I, capacity) : 1, SessionOptions{taps[I].depth(), options.augments})...);
     }(std::index_sequence_for<Augments...>{}));
@@ -220,6 +221,7 @@ class ComposedModel {
       session.bridges_.emplace_back(layers[a], slots, room(a, capacity), spec().width);
     for (const Bridge& bridge : bridges_) session.folded_.push_back(bridge.fold(ctx));
     session.alignment_.assign(augment_count, std::vector<AlignmentState>(static_cast<std::size_t>(slots)));
+    session.next_.resize(augment_count);
     session.aligned_.resize(augment_count);
     session.tapped_ = std::move(taps);
     return session;
@@ -230,6 +232,8 @@ class ComposedModel {
     batch.check();
     session.check_room(batch);
     if (!session.enabled_) return anchor_->advance(ctx, session.anchor_, batch, observer);
+    check_ids(batch.ids, spec().vocabulary);
+    for_each_augment([&]<std::size_t I>(const auto& augment) { align<I>(augment, session, batch); });
     const auto plans = ctx.arena.template vector<BridgePlan<Scalar>>(augment_count);
     for_each_augment([&]<std::size_t I>(const auto& augment) { plans[I] = advance_augment<I>(ctx, augment, session, batch); });
     const View x = anchor_->advance(ctx, session.anchor_, batch, CachedLinkWriter<Observer>{*this, session, batch, plans, observer});
@@ -397,25 +401,35 @@ class ComposedModel {
     }
   }
 
-  /// Gives an augment the tokens that the batch brings, and the link caches the keys and values that follow.
+  /// The tokens of an augment that the batch brings, into the session's scratch. Throws before anything else has changed.
+  template <std::size_t I>
+  void align(const auto& augment, Session& session, const TokenBatch& batch) const {
+    AlignedBatch& aligned = session.aligned_[I];
+    aligned.clear();
+    session.next_[I].clear();
+    for (Index s = 0; s < batch.sequences(); ++s) {
+      const auto i = static_cast<std::size_t>(s);
+      AlignmentState next = session.alignment_[I][static_cast<std::size_t>(batch.slots[i])];
+      aligned.append(*aligners_[I], next, ids_of(batch, s), batch.prompt_length(s));
+      session.bridges_[I].check_room(batch.slots[i], aligned.offsets[i + 1] - aligned.offsets[i]);
+      session.next_[I].push_back(std::move(next));
+    }
+    check_ids(aligned.ids, augment.spec().vocabulary);
+  }
+
+  /// Gives an augment the tokens that align() found, and the link caches the keys and values that follow.
   template <std::size_t I>
   BridgePlan<Scalar> advance_augment(auto& ctx, const auto& augment, Session& session, const TokenBatch& batch) const {
-    AlignedBatch& aligned = session.aligned_[I];
+    const AlignedBatch& aligned = session.aligned_[I];
     KvCache<Scalar>& cache = session.bridges_[I];
-    aligned.clear();
-    session.next_.clear();
     const auto past = ctx.arena.template vector<Index>(batch.sequences());
     const auto positions = ctx.arena.template vector<Index>(batch.tokens());
     for (Index s = 0; s < batch.sequences(); ++s) {
       const auto i = static_cast<std::size_t>(s);
-      const auto slot = static_cast<std::size_t>(batch.slots[i]);
       past[i] = cache.length(batch.slots[i]);
-      AlignmentState next = session.alignment_[I][slot];
+      const Index before = session.alignment_[I][static_cast<std::size_t>(batch.slots[i])].anchor_tokens;
       for (Index t = 0; t < batch.length(s); ++t)
-        positions[static_cast<std::size_t>(batch.offsets[i] + t)] = next.anchor_tokens + t;
-      aligned.append(*aligners_[I], next, ids_of(batch, s), batch.prompt_length(s));
-      cache.check_room(batch.slots[i], aligned.offsets[i + 1] - aligned.offsets[i]);
-      session.next_.push_back(std::move(next));
+        positions[static_cast<std::size_t>(batch.offsets[i] + t)] = before + t;
     }
     const TokenBatch tokens{aligned.ids, aligned.offsets, aligned.prompt_lengths, batch.slots};
     const BridgePlan<Scalar> plan = plan_for(ctx, batch, aligned, positions);
@@ -428,8 +442,8 @@ class ComposedModel {
           bridges_[k].append(ctx, plan, session.folded_[k], cache.rows(layer++), session.tapped_[I].after(links_[k].tap),
                              batch.slots, past);
     }
-    for (std::size_t s = 0; s < session.next_.size(); ++s) {
-      session.alignment_[I][static_cast<std::size_t>(batch.slots[s])] = std::move(session.next_[s]);
+    for (std::size_t s = 0; s < session.next_[I].size(); ++s) {
+      session.alignment_[I][static_cast<std::size_t>(batch.slots[s])] = std::move(session.next_[I][s]);
       cache.advance(batch.slots[s], aligned.offsets[s + 1] - aligned.offsets[s]);
     }
     return plan;

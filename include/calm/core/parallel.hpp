@@ -46,20 +46,28 @@ class ThreadPool {
   /// system does not run holds nothing up but the tile that it has taken.
   template <class Tile>
   void for_each_tile(Index count, Tile&& tile) {
+    using Function = std::remove_reference_t<Tile>;
+    run(count, [](const void* function, Index i, int thread) {
+      (*static_cast<Function*>(const_cast<void*>(function)))(i, thread);
+    }, &tile);
+  }
+
+ private:
+  using Call = void (*)(const void*, Index, int);
+
+  void run(Index count, Call call, const void* function) {
     if (workers_.empty() || count <= 1) {
-      for (Index i = 0; i < count; ++i) tile(i, 0);
+      for (Index i = 0; i < count; ++i) call(function, i, 0);
       return;
     }
-    require<ShapeError>(count < Index{1} << 32, "for_each_tile: ", count, " tiles");
-    using Function = std::remove_reference_t<Tile>;
-    call_.store([](const void* function, Index i, int thread) {
-      (*static_cast<Function*>(const_cast<void*>(function)))(i, thread);
-    }, std::memory_order_relaxed);
-    function_.store(&tile, std::memory_order_relaxed);
+    require<ShapeError>(static_cast<std::uint64_t>(count) < no_tile, "for_each_tile: ", count, " tiles");
+    const std::uint64_t call_number = ++calls_ << 32;
+    ticket_.store(call_number | no_tile);  // nobody takes a tile of a call that is half written
+    call_.store(call, std::memory_order_relaxed);
+    function_.store(function, std::memory_order_relaxed);
     count_.store(count, std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
-    const std::uint64_t call = ++calls_ << 32;
-    ticket_.store(call);
+    ticket_.store(call_number);
     if (sleepers_.load() > 0) {
       { const std::lock_guard lock(mutex_); }
       wake_.notify_all();
@@ -69,15 +77,14 @@ class ThreadPool {
     if (failed_.exchange(false)) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
- private:
   /// Takes tiles of the current call until none is left. A ticket is the call's number and the next tile: taking one fails
   /// when the call has ended meanwhile, so what was read of the call before is then not used.
   bool take_tiles(int thread) {
     bool any = false;
     for (std::uint64_t ticket = ticket_.load();;) {
-      const auto call = call_.load(std::memory_order_relaxed);
+      const Call call = call_.load(std::memory_order_relaxed);
       const void* function = function_.load(std::memory_order_relaxed);
-      const auto tile = static_cast<Index>(ticket & 0xFFFFFFFFU);
+      const auto tile = static_cast<Index>(ticket & no_tile);
       if (tile >= count_.load(std::memory_order_relaxed)) return any;
       if (!ticket_.compare_exchange_weak(ticket, ticket + 1)) continue;
       any = true;
@@ -102,7 +109,7 @@ class ThreadPool {
       }
       std::unique_lock lock(mutex_);
       ++sleepers_;
-      wake_.wait(lock, [&] { return stop_ || static_cast<Index>(ticket_.load() & 0xFFFFFFFFU) < count_.load(); });
+      wake_.wait(lock, [&] { return stop_ || static_cast<Index>(ticket_.load() & no_tile) < count_.load(); });
       --sleepers_;
       if (stop_) return;
     }
@@ -118,11 +125,13 @@ class ThreadPool {
 #endif
   }
 
+  static constexpr std::uint64_t no_tile = 0xFFFFFFFF;
+
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_;
-  std::atomic<std::uint64_t> ticket_{0};
-  std::atomic<void (*)(const void*, Index, int)> call_{nullptr};
+  std::atomic<std::uint64_t> ticket_{no_tile};
+  std::atomic<Call> call_{nullptr};
   std::atomic<const void*> function_{nullptr};
   std::atomic<Index> count_{0}, done_{0};
   std::atomic<int> sleepers_{0};

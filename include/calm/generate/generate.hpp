@@ -1,4 +1,4 @@
-// generate: continues prompts with any Decoder, with caches, many prompts of different lengths at once.
+// generate: continues prompts with any LanguageModel, with caches, many prompts of different lengths at once.
 //
 // Each prompt draws from a random stream of its own, so what it gets does not depend on the batch it is in.
 #pragma once
@@ -101,7 +101,7 @@ struct Running {
 
 /// Continues each prompt (at least one token each). `stream`, where given, is called with every token as it comes.
 template <class Model, class Ctx>
-  requires Decoder<Model, Ctx>
+  requires LanguageModel<Model, Ctx>
 std::vector<Generation> generate(Ctx& ctx, const Model& model, std::span<const std::vector<TokenId>> prompts,
                                  const GenerateOptions& options, const std::function<void(const StreamedToken&)>& stream = {}) {
   using Scalar = typename Model::Scalar;

@@ -49,39 +49,46 @@ struct NullObserver {
   void after_block_backward(auto&, Index, MatrixView<Scalar>) const {}
 };
 
-/// What a decoder offers, for a context of type Ctx. `states` are what a pass needs beside the tokens and what does not
-/// depend on trainable weights: the caller may keep and reuse them for the same batch. A `tape` (or nullptr) receives what
-/// backward needs.
+/// What training, generation and evaluation need of a model, for a context of type Ctx. `states` are what a pass needs
+/// beside the tokens and what does not depend on trainable weights: the caller may keep and reuse them for the same batch. A
+/// `tape` (or nullptr) receives what backward needs.
 template <class M, class Ctx>
-concept Decoder = requires(const M& model, Ctx& ctx, const TokenBatch& batch, typename M::States& states,
-                           typename M::Tape* tape, typename M::HeadCache& head, typename M::Session& session,
-                           MatrixView<typename M::Scalar> stream, MatrixView<const typename M::Scalar> rows,
-                           NullObserver observer, Index n) {
+concept LanguageModel = requires(const M& model, Ctx& ctx, const TokenBatch& batch, typename M::States& states,
+                                 typename M::Tape* tape, typename M::HeadCache& head, typename M::Session& session,
+                                 MatrixView<typename M::Scalar> stream, MatrixView<const typename M::Scalar> rows, Index n) {
   typename M::Scalar;
   { model.spec() } -> std::convertible_to<const ModelSpec&>;
 
-  // The residual stream before block 0, in the arena.
-  { model.embed(ctx, batch.ids) } -> std::same_as<MatrixView<typename M::Scalar>>;
-  // Fills the states for a batch: what the augments contribute, and for prepare() also the stream that no trainable
-  // weight reaches.
-  model.prepare_augments(ctx, batch, states);
+  // Fills the states for a batch, among them the stream that no trainable weight reaches.
   model.prepare(ctx, batch, states);
-  // Runs blocks [first, last): replaces the stream, calls observer.after_block after each.
-  model.run(ctx, batch, states, stream, n, n, tape, observer);
-  // Turns the gradient of the stream after block last - 1 into that before block first, in place.
-  model.run_backward(ctx, batch, states, *tape, stream, n, n, observer);
+  // After prepare(): runs all blocks; the stream [T, width] lies in the arena.
+  { model.forward(ctx, batch, states, tape) } -> std::same_as<MatrixView<typename M::Scalar>>;
   // Rows of the final stream to logits [rows, vocabulary], and back.
   model.head(ctx, rows, stream, head);
   model.head_backward(ctx, rows, rows, stream, head);
-  // After prepare(): runs all blocks; the stream lies in the arena.
-  { model.forward(ctx, batch, states, tape) } -> std::same_as<MatrixView<typename M::Scalar>>;
 
   // Inference with caches: slots for `n` sequences of at most `n` tokens; advance() appends tokens and gives their stream.
-  { model.make_session(ctx, n, n) } -> std::same_as<typename M::Session>;
-  { model.advance(ctx, session, batch, observer) } -> std::same_as<MatrixView<typename M::Scalar>>;
+  { model.make_session(ctx, n, n, SessionOptions{}) } -> std::same_as<typename M::Session>;
+  { model.advance(ctx, session, batch, NullObserver{}) } -> std::same_as<MatrixView<typename M::Scalar>>;
   { session.length(n) } -> std::convertible_to<Index>;
   session.check_room(batch);
   session.clear(n);
+};
+
+/// A LanguageModel made of blocks whose stream an observer can read and write: what can be an anchor or an augment.
+template <class M, class Ctx>
+concept Decoder = LanguageModel<M, Ctx> && requires(const M& model, Ctx& ctx, const TokenBatch& batch,
+                                                    typename M::States& states, typename M::Tape* tape,
+                                                    MatrixView<typename M::Scalar> stream, NullObserver observer, Index n) {
+  // The residual stream before block 0, in the arena.
+  { model.embed(ctx, batch.ids) } -> std::same_as<MatrixView<typename M::Scalar>>;
+  // The part of prepare() that an outer composition needs: what the augments contribute.
+  model.prepare_augments(ctx, batch, states);
+  // Runs blocks [first, last): replaces the stream, calls observer.after_block after each.
+  model.run(ctx, batch, states, stream, n, n, tape, observer);
+  // Turns the gradient of the stream after block last - 1 into that before block first, in place; after each block's
+  // observer.after_block_backward.
+  model.run_backward(ctx, batch, states, *tape, stream, n, n, observer);
 };
 
 }  // namespace calm::inline CALM_ABI

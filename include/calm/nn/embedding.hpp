@@ -8,6 +8,13 @@
 
 namespace calm::inline CALM_ABI {
 
+/// Throws ShapeError, which names the position, for an id outside the vocabulary.
+inline void check_ids(std::span<const TokenId> ids, Index vocabulary) {
+  for (std::size_t t = 0; t < ids.size(); ++t)
+    require<ShapeError>(ids[t] >= 0 && ids[t] < vocabulary, "token ", t, " is ", ids[t],
+                        ", which is outside the vocabulary of ", vocabulary);
+}
+
 template <class Weights, class Scalar>
 class Embedding {
  public:
@@ -17,9 +24,7 @@ class Embedding {
       : table_(name, vocabulary, width, source) {}
 
   void forward(auto& ctx, std::span<const TokenId> ids, MatrixView<Scalar> y) const {
-    for (std::size_t t = 0; t < ids.size(); ++t)
-      require<ShapeError>(ids[t] >= 0 && ids[t] < table_.out(), "token ", t, " is ", ids[t],
-                          ", which is outside the vocabulary of ", table_.out());
+    check_ids(ids, table_.out());
     if constexpr (trainable) ctx.backend.gather(table_.weight().value.view(), ids, y);
     else ctx.backend.gather(table_.weight(), ids, y);
   }

@@ -25,8 +25,9 @@ struct GradientCheckOptions {
 
 /// The value whose gradient is furthest off.
 struct GradientCheckResult {
-  double worst_error = 0;  // |analytic - numeric| / max(|analytic|, |numeric|, floor); infinite where either is no number
-  std::string name;        // of its parameter
+  double worst_error =
+      0;             // |analytic - numeric| / max(|analytic|, |numeric|, floor); infinite where either is no number
+  std::string name;  // of its parameter
   Index row = 0, col = 0;
   double analytic = 0, numeric = 0;
   Index checked = 0;  // values that were compared
@@ -35,11 +36,12 @@ struct GradientCheckResult {
 inline std::string to_string(const GradientCheckResult& result) {
   if (result.checked == 0) return "no value was checked";
   return message(result.checked, " values checked; the worst is ", result.name, "[", result.row, ", ", result.col,
-                 "]: analytic ", result.analytic, ", numeric ", result.numeric, ", relative error ", result.worst_error);
+                 "]: analytic ", result.analytic, ", numeric ", result.numeric, ", relative error ",
+                 result.worst_error);
 }
 
-/// Compares `analytic` with the differences of loss() as `values` change, and adds what it finds to `result`. The values
-/// are as they were when it returns.
+/// Compares `analytic` with the differences of loss() as `values` change, and adds what it finds to `result`. The
+/// values are as they were when it returns.
 template <class Loss>
 void check_gradient(const std::string& name, MatrixView<double> values, MatrixView<const double> analytic, Loss&& loss,
                     GradientCheckResult& result, const GradientCheckOptions& options = {}) {
@@ -67,8 +69,8 @@ void check_gradient(const std::string& name, MatrixView<double> values, MatrixVi
   }
 }
 
-/// Checks the gradients of every trainable weight of a module (whatever for_each_parameter visits). `grads` hold what its
-/// backward gave for the loss that `loss()` evaluates.
+/// Checks the gradients of every trainable weight of a module (whatever for_each_parameter visits). `grads` hold what
+/// its backward gave for the loss that `loss()` evaluates.
 template <class Module, class Loss>
 GradientCheckResult check_parameter_gradients(Module& module, Gradients<double>& grads, Loss&& loss,
                                               const GradientCheckOptions& options = {}) {

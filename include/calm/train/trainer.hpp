@@ -1,4 +1,4 @@
-// Trainer: optimizer steps over packed batches, for any Decoder with trainable weights.
+// Trainer: optimizer steps over packed batches, for any LanguageModel with trainable weights.
 //
 // The loss is the mean over all scored completion tokens of a step, its accumulated batches together. A step that meets NaN
 // or infinity throws before anything has changed.

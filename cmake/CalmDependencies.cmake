@@ -1,0 +1,53 @@
+# Finds what calm needs. Used by the build of calm and by an installed copy alike.
+#
+# Each function sets the named variable to an empty string where all is well, else to a sentence that says what is
+# missing and which package of Debian holds it.
+include_guard(GLOBAL)
+
+# Eigen >= 3.4.0 and < 6. Eigen's own version file refuses a request for "3.4" from version 5 on, so no version is asked.
+function(calm_find_eigen problem_variable)
+  set(${problem_variable} "" PARENT_SCOPE)
+  if(TARGET Eigen3::Eigen)
+    return() # the enclosing project chose it
+  endif()
+  find_package(Eigen3 CONFIG QUIET)
+  if(NOT TARGET Eigen3::Eigen)
+    set(${problem_variable} "calm needs Eigen 3.4 or later: install the package libeigen3-dev" PARENT_SCOPE)
+  elseif(Eigen3_VERSION VERSION_LESS 3.4.0 OR Eigen3_VERSION VERSION_GREATER_EQUAL 6)
+    set(${problem_variable}
+        "calm needs Eigen >= 3.4.0 and < 6, but ${Eigen3_DIR} holds ${Eigen3_VERSION}: install the package libeigen3-dev or set Eigen3_DIR"
+        PARENT_SCOPE)
+  endif()
+endfunction()
+
+# What calm::io adds: nlohmann-json, and the header of xxHash (used inline, so nothing is linked) as calm::xxhash.
+function(calm_find_io_dependencies problem_variable)
+  set(${problem_variable} "" PARENT_SCOPE)
+  if(NOT TARGET nlohmann_json::nlohmann_json)
+    find_package(nlohmann_json 3.10 CONFIG QUIET)
+  endif()
+  if(NOT TARGET nlohmann_json::nlohmann_json)
+    set(${problem_variable} "calm::io needs nlohmann-json 3.10 or later: install the package nlohmann-json3-dev"
+        PARENT_SCOPE)
+    return()
+  endif()
+  if(TARGET calm::xxhash)
+    return()
+  endif()
+  find_path(CALM_XXHASH_INCLUDE_DIR xxhash.h DOC "The folder of xxhash.h, version 0.8 or later")
+  mark_as_advanced(CALM_XXHASH_INCLUDE_DIR)
+  if(NOT CALM_XXHASH_INCLUDE_DIR)
+    set(${problem_variable} "calm::io needs xxhash.h 0.8 or later: install the package libxxhash-dev" PARENT_SCOPE)
+    return()
+  endif()
+  file(STRINGS "${CALM_XXHASH_INCLUDE_DIR}/xxhash.h" minor REGEX "#define XXH_VERSION_MINOR +[0-9]+")
+  string(REGEX MATCH "[0-9]+$" minor "${minor}")
+  if(minor LESS 8)
+    set(${problem_variable}
+        "calm::io needs xxhash.h 0.8 or later, but ${CALM_XXHASH_INCLUDE_DIR} holds 0.${minor}: install the package libxxhash-dev"
+        PARENT_SCOPE)
+    return()
+  endif()
+  add_library(calm::xxhash INTERFACE IMPORTED)
+  set_target_properties(calm::xxhash PROPERTIES INTERFACE_INCLUDE_DIRECTORIES "${CALM_XXHASH_INCLUDE_DIR}")
+endfunction()
