@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-bash cmake/install_dependencies.sh cmake g++ ninja-build libeigen3-dev nlohmann-json3-dev libxxhash-dev
+bash cmake/install_dependencies.sh cmake g++ ninja-build libeigen3-dev nlohmann-json3-dev libxxhash-dev libcli11-dev
 
 echo "Building (build/demo)"
 cmake --preset demo >/dev/null

@@ -47,13 +47,13 @@ inline BasePointer train_key_value_model(Ctx& ctx, const Dictionary& dictionary,
 /// m_B learns to calculate: two operands until that works, then the rest.
 inline BasePointer train_arithmetic_model(Ctx& ctx, const Dictionary& dictionary, std::uint64_t seed, double effort = 1) {
   TrainedModel model(arithmetic_spec(), calm::RandomWeights{seed, 0.05});
-  const TrainingPlan plan{.steps = static_cast<Index>(effort * 10000), .batch = 64, .learning_rate = 1.5e-3, .warmup = 200, .seed = seed};
+  const TrainingPlan plan{.steps = static_cast<Index>(effort * 12000), .batch = 64, .learning_rate = 1.5e-3, .warmup = 200, .seed = seed};
   const Index largest = dictionary.size();
   const Task two = arithmetic(dictionary, {.operands = {0, 1}, .half_solved = 0, .largest = largest});
   const Task some = arithmetic(dictionary, {{0.02, 0.6, 0.38}, 0.15, 0.15, 0.3, 0.4, largest});
   const Task all = arithmetic(dictionary, {{0.02, 0.33, 0.38, 0.27}, 0.25, 0.25, 0.3, 0.4, largest});
   train(ctx, model, "m_B, arithmetic", plan,
-        [&](Index step) { return step < plan.steps * 3 / 20 ? two : step < plan.steps / 4 ? some : all; });
+        [&](Index step) { return step < plan.steps / 8 ? two : step < plan.steps / 4 ? some : all; });
   return freeze(model);
 }
 

@@ -86,7 +86,7 @@ class GateModel {
   }
 
   void head_backward(auto& ctx, ConstView rows, ConstView, View drows, const HeadCache&) const {
-    ctx.backend.scale(rows, 0, drows);  // both models are frozen
+    ctx.backend.set_zero(drows);  // both models are frozen
   }
   void head_backward(auto& ctx, ConstView rows, ConstView dlogits, View drows, const HeadCache& cache,
                      calm::Gradients<Scalar>& grads) const {
@@ -101,7 +101,7 @@ class GateModel {
     gate_.backward(ctx, ConstView(cache.active), ConstView(dgate), dactive, calm::Assign{}, grads);
     ctx.backend.template activation_backward<calm::Silu>(ConstView(dactive), ConstView(cache.hidden), dactive);
     hidden_.backward(ctx, ConstView(cache.normed), ConstView(dactive), View{}, calm::Assign{}, grads);
-    ctx.backend.scale(rows, 0, drows);
+    ctx.backend.set_zero(drows);
   }
 
   Session make_session(auto& ctx, calm::Index slots, calm::Index capacity, const calm::SessionOptions& options = {}) const {

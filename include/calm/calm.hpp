@@ -4,6 +4,7 @@
 #include <calm/compose.hpp>
 #include <calm/evaluate/interval.hpp>
 #include <calm/evaluate/line_chart.hpp>
+#include <calm/evaluate/link_report.hpp>
 #include <calm/evaluate/progress.hpp>
 #include <calm/evaluate/table.hpp>
 #include <calm/generate/generate.hpp>

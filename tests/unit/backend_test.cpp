@@ -192,7 +192,8 @@ std::vector<S> everything(CpuBackend& backend) {
 
 TEST_CASE_TEMPLATE("products are those of the reference, for every shape and for rows that lie apart", S, float,
                    double) {
-  for (const auto& [rows, in, out] : product_shapes) {
+  for (const Shape& shape : product_shapes) {
+    const Index rows = shape.rows, in = shape.in, out = shape.out;
     CAPTURE(rows);
     CAPTURE(in);
     CAPTURE(out);
@@ -239,10 +240,20 @@ TEST_CASE_TEMPLATE("a weight in any storage type is multiplied as its values", S
   for (const calm::DType dtype : {calm::DType::f64, calm::DType::f32, calm::DType::bf16, calm::DType::f16}) {
     const auto stored = calm::StoredMatrix::from(values, dtype);
     const Matrix<S> dense = stored.dense<S>();
-    CpuBackend cpu(1);
+    const Strided<S> dy(5, 37, 3);
     ReferenceBackend reference;
-    CHECK(same_bits(cpu.packed<S>(stored), dense.view()));
-    CHECK(same_bits(reference.packed<S>(stored), dense.view()));
+    check_both_modes<S>(5, 37, [&](auto& backend, MatrixView<S> y, auto mode) {
+      if constexpr (std::is_same_v<std::decay_t<decltype(backend)>, ReferenceBackend>)
+        backend.multiply(constant(dense), x.in(), y, mode);
+      else backend.multiply(backend.template packed<S>(stored), x.in(), y, mode);
+    });
+    check_both_modes<S>(5, 29, [&](auto& backend, MatrixView<S> dx, auto mode) {
+      if constexpr (std::is_same_v<std::decay_t<decltype(backend)>, ReferenceBackend>)
+        backend.multiply_input_gradient(constant(dense), dy.in(), dx, mode);
+      else backend.multiply_input_gradient(backend.template packed<S>(stored), dy.in(), dx, mode);
+    });
+    CHECK(same_bits(reference.packed<S>(stored), constant(dense)));
+    if (stored.in_place<S>()) CHECK(reference.packed<S>(stored).data == stored.in_place<S>());
     const std::vector<TokenId> ids = {36, 0, 7, 7};
     check_output(Strided<S>(4, 29),
                  [&](auto& backend, MatrixView<S> y) { backend.gather(stored, std::span<const TokenId>(ids), y); });
@@ -297,7 +308,8 @@ TEST_CASE_TEMPLATE("RMS norms and their gradients are those of the reference", S
 
 TEST_CASE_TEMPLATE("rotary positions turn as by the reference, and back", S, float, double) {
   for (const Index rows : {1, 67}) {
-    for (const auto& [heads, half] : {std::pair<Index, Index>{1, 1}, {3, 5}, {2, 16}}) {
+    for (const auto& sizes : {std::pair<Index, Index>{1, 1}, {3, 5}, {2, 16}}) {
+      const Index heads = sizes.first, half = sizes.second;
       std::vector<Index> positions;
       for (Index t = 0; t < rows; ++t) positions.push_back(t * 37 % 101);
       std::vector<S> frequencies;
@@ -314,9 +326,8 @@ TEST_CASE_TEMPLATE("rotary positions turn as by the reference, and back", S, flo
       const Index cols = heads * 2 * half;
       const Strided<S> x(rows, cols, 7);
       for (const int direction : {1, -1})
-        check_output(x, [&, h = heads](auto& backend, MatrixView<S> y) {
-          backend.rotate(y, cosines.in(), sines.in(), h, direction);
-        });
+        check_output(
+            x, [&](auto& backend, MatrixView<S> y) { backend.rotate(y, cosines.in(), sines.in(), heads, direction); });
       Strided<S> turned = x;
       CpuBackend backend(2);
       backend.rotate(turned.view(), cosines.in(), sines.in(), heads, 1);
@@ -427,6 +438,46 @@ TEST_CASE_TEMPLATE("attention is causal to the bit: what a query does not see do
     const auto after = problem.run(backend);
     CHECK(same_bits(before.y.in().middle_rows(0, changed), after.y.in().middle_rows(0, changed)));
     CHECK(!same_bits(before.y.in().middle_rows(changed, 1), after.y.in().middle_rows(changed, 1)));
+  }
+}
+
+TEST_CASE_TEMPLATE("a row has the same bits however many rows follow it", S, float, double) {
+  // Else an augment token that a later anchor token brings would change earlier logits. One row alone may differ: it is
+  // a matrix-vector product.
+  CpuBackend backend(2);
+  for (const auto& [in, out] : {std::pair<Index, Index>{3, 2}, {7, 13}, {64, 64}, {128, 100}, {300, 65}}) {
+    const auto x = random_matrix<S>(140, in, 1), w = random_matrix<S>(out, in, 2);
+    Matrix<S> all(140, out);
+    backend.multiply(constant(w), constant(x), all.view(), Assign{});
+    for (const Index rows : {2, 3, 4, 5, 15, 31, 63, 64, 65, 127, 129, 139}) {
+      CAPTURE(rows);
+      Matrix<S> first(rows, out);
+      backend.multiply(constant(w), constant(x).middle_rows(0, rows), first.view(), Assign{});
+      CHECK(same_bits(constant(first), constant(all).middle_rows(0, rows)));
+    }
+    const auto frozen = calm::StoredMatrix::from(w);
+    backend.multiply(backend.template packed<S>(frozen), constant(x), all.view(), Assign{});
+    for (const Index rows : {2, 5, 63, 64, 65, 129}) {
+      CAPTURE(rows);
+      Matrix<S> first(rows, out);
+      backend.multiply(backend.template packed<S>(frozen), constant(x).middle_rows(0, rows), first.view(), Assign{});
+      CHECK(same_bits(constant(first), constant(all).middle_rows(0, rows)));
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("a query has the same bits however many queries and keys follow it", S, float, double) {
+  CpuBackend backend(2);
+  for (const Index width : {2, 8, 20}) {
+    const AttentionProblem<S> all({2, 1, width}, {{141, 141, true}}, 3);
+    const auto expected = all.run(backend);
+    for (const Index queries : {2, 3, 5, 31, 33, 63, 64, 65, 66, 100, 129, 140}) {
+      CAPTURE(queries);
+      AttentionProblem<S> part({2, 1, width}, {{queries, queries, true}}, 3);
+      part.q = all.q, part.k = all.k, part.v = all.v, part.dy = all.dy;
+      const auto found = part.run(backend);
+      CHECK(same_bits(found.y.in().middle_rows(0, queries), expected.y.in().middle_rows(0, queries)));
+    }
   }
 }
 

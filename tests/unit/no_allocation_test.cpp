@@ -107,7 +107,10 @@ long allocations_of(auto&& call) {
 }  // namespace
 
 TEST_CASE("the counter counts what malloc, operator new and Eigen ask for" * doctest::skip(!counts)) {
-  CHECK(allocations_of([] { std::free(std::malloc(1000)); }) > 0);
+  CHECK(allocations_of([] {
+          void* volatile p = std::malloc(1000);
+          std::free(p);
+        }) > 0);
   CHECK(allocations_of([] { std::vector<double>(1000).swap(kept); }) > 0);
   CHECK(allocations_of([] { Matrix<float>(10, 10); }) > 0);
   // A product whose packed operands do not fit on the stack.

@@ -91,7 +91,8 @@ concept Backend = requires(B backend, const StoredMatrix& stored, MatrixView<con
   backend.attention_backward(in, sequences, visible, heads, in, in, in, out);
   // loss[t] = -log softmax(logits[t])[target]; dlogits = scale * gradient, and may be the logits themselves
   backend.cross_entropy(in, ids, 1.0, values, out);
-  // y += x;  y = a x
+  // y = 0;  y += x;  y = a x
+  backend.set_zero(out);
   backend.add(in, out);
   backend.scale(in, 1.0, out);
   // total += tanh(gate) delta, and its gradients: ddelta = tanh(gate) dtotal, dgate += (1 - tanh^2) <dtotal, delta>

@@ -1,4 +1,4 @@
-// CpuBackend: the operations of backend.hpp on the cores of the host, with Eigen's vectorised products and functions.
+// CpuBackend: the operations of backend.hpp on the cores of the host, with Eigen's vectorised functions.
 //
 // Work is cut into tiles of fixed size, each computed by one thread: results have the same bits for any thread count.
 // Attention lies in cpu_attention.hpp.
@@ -22,25 +22,47 @@ class CpuBackend {
 
   ThreadPool& pool() { return pool_; }
 
+  /// A frozen weight, as the products take it: each makes the form that it needs when it is first called.
   template <class S>
-  MatrixView<const S> packed(const StoredMatrix& weight) {
-    if (const S* values = weight.in_place<S>()) return {values, weight.rows(), weight.cols()};
-    return weight.packed<DenseForm<S>>([&] { return DenseForm<S>{weight.dense<S>()}; }).values.view();
-  }
+  struct FrozenWeight {
+    const StoredMatrix& stored;
 
+    const cpu::PanelForm<S>& panels() const {
+      return stored.packed<cpu::PanelForm<S>>([&] {
+        if (const S* values = stored.in_place<S>()) return cpu::PanelForm<S>({values, stored.rows(), stored.cols()});
+        return cpu::PanelForm<S>(stored.dense<S>().view());
+      });
+    }
+    MatrixView<const S> dense() const {
+      if (const S* values = stored.in_place<S>()) return {values, stored.rows(), stored.cols()};
+      return stored.packed<DenseForm<S>>([&] { return DenseForm<S>{stored.dense<S>()}; }).values.view();
+    }
+  };
+
+  template <class S>
+  FrozenWeight<S> packed(const StoredMatrix& weight) { return {weight}; }
+
+  template <class S>
+  void multiply(FrozenWeight<S> w, MatrixView<const S> x, MatrixView<S> y, WriteMode auto mode) {
+    cpu::multiply(pool_, x, w.panels(), y, mode);
+  }
   template <class S>
   void multiply(MatrixView<const S> w, MatrixView<const S> x, MatrixView<S> y, WriteMode auto mode) {
-    cpu::multiply(pool_, x, w, y, mode);
+    cpu::multiply(pool_, scratch_, x, w, y, mode);
   }
 
   template <class S>
+  void multiply_input_gradient(FrozenWeight<S> w, MatrixView<const S> dy, MatrixView<S> dx, WriteMode auto mode) {
+    cpu::multiply_input_gradient(pool_, scratch_, dy, w.dense(), dx, mode);
+  }
+  template <class S>
   void multiply_input_gradient(MatrixView<const S> w, MatrixView<const S> dy, MatrixView<S> dx, WriteMode auto mode) {
-    cpu::multiply_input_gradient(pool_, dy, w, dx, mode);
+    cpu::multiply_input_gradient(pool_, scratch_, dy, w, dx, mode);
   }
 
   template <class S>
   void multiply_weight_gradient(MatrixView<const S> dy, MatrixView<const S> x, MatrixView<S> dw) {
-    cpu::multiply_weight_gradient(pool_, dy, x, dw);
+    cpu::multiply_weight_gradient(pool_, scratch_, dy, x, dw);
   }
 
   template <class S>
@@ -210,15 +232,20 @@ class CpuBackend {
       const S largest = *std::max_element(row, row + logits.cols);
       S total = 0;
       for_chunks<S>(logits.cols, [&](Index j, Index n) {
-        const auto e = (load(row + j, n) - largest).exp().eval();
+        const Chunk<S> e = (load(row + j, n) - largest).exp();
         store(dlogits.row(t) + j, n, e);
-        total += e.head(n).sum();
+        for (Index i = 0; i < n; ++i) total += e[i];
       });
       losses[static_cast<std::size_t>(t)] = std::log(total) + largest - at_target;
       const S factor = static_cast<S>(scale) / total;
       for (Index j = 0; j < logits.cols; ++j) dlogits(t, j) *= factor;
       dlogits(t, target) -= static_cast<S>(scale);
     });
+  }
+
+  template <class S>
+  void set_zero(MatrixView<S> y) {
+    for_rows(y.rows, [&](Index t) { std::fill_n(y.row(t), y.cols, S{}); });
   }
 
   template <class S>
@@ -352,7 +379,7 @@ class CpuBackend {
   }
 
   ThreadPool pool_;
-  std::vector<Arena<HostMemory>> scratch_;  // one for each thread
+  cpu::Scratch scratch_;  // one for each thread
 };
 
 static_assert(Backend<CpuBackend>);

@@ -6,6 +6,8 @@
 
 #include <calm/backend/cpu_product.hpp>
 
+#include <Eigen/Core>
+
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -13,6 +15,11 @@
 namespace calm::inline CALM_ABI::cpu {
 
 inline constexpr Index query_tile = 64;
+
+template <class S>
+void set_zero(MatrixView<S> m) {
+  for (Index i = 0; i < m.rows; ++i) std::fill_n(m.row(i), m.cols, S{});
+}
 
 /// The smallest range that holds what all queries [first, first + count) see.
 inline VisibleRange hull(std::span<const VisibleRange> visible, Index first, Index count) {
@@ -54,7 +61,7 @@ struct AttentionTile {
 };
 
 template <class S>
-void attention(ThreadPool& pool, std::vector<Arena<HostMemory>>& scratch, MatrixView<const S> q,
+void attention(ThreadPool& pool, Scratch& scratch, MatrixView<const S> q,
                std::span<const AttentionSequence<S>> sequences, std::span<const VisibleRange> visible, HeadShape heads,
                MatrixView<S> y, MatrixView<S> log_sum_exp) {
   Index longest = 0;
@@ -70,7 +77,7 @@ void attention(ThreadPool& pool, std::vector<Arena<HostMemory>>& scratch, Matrix
     auto& arena = scratch[static_cast<std::size_t>(thread)];
     arena.reset();
     const auto scores = arena.matrix<S>(tile.count, tile.k.rows);
-    if (!scores.empty()) product_abt(tile.q, tile.k, scores, false);
+    if (!scores.empty()) product_abt(arena, tile.q, tile.k, scores, false);
     for (Index i = 0; i < tile.count; ++i) {
       const auto [begin, end] = tile.columns(visible, i);
       Eigen::Map<Eigen::Array<S, 1, Eigen::Dynamic>> row(scores.row(i), scores.cols);
@@ -88,12 +95,12 @@ void attention(ThreadPool& pool, std::vector<Arena<HostMemory>>& scratch, Matrix
       log_sum_exp(tile.first + i, head) = sum;
     }
     if (scores.empty()) set_zero(target);
-    else product_ab(MatrixView<const S>(scores), tile.v, target, false);
+    else product_ab(arena, MatrixView<const S>(scores), tile.v, target, false);
   });
 }
 
 template <class S>
-void attention_backward(ThreadPool& pool, std::vector<Arena<HostMemory>>& scratch, MatrixView<const S> q,
+void attention_backward(ThreadPool& pool, Scratch& scratch, MatrixView<const S> q,
                         std::span<const AttentionSequence<S>> sequences, std::span<const VisibleRange> visible,
                         HeadShape heads, MatrixView<const S> y, MatrixView<const S> log_sum_exp, MatrixView<const S> dy,
                         MatrixView<S> dq) {
@@ -119,12 +126,13 @@ void attention_backward(ThreadPool& pool, std::vector<Arena<HostMemory>>& scratc
         }
         arena.reset();
         const auto p = arena.matrix<S>(tile.count, tile.k.rows), dp = arena.matrix<S>(tile.count, tile.k.rows);
-        product_abt(tile.q, tile.k, p, false);
-        product_abt(part(dy), tile.v, dp, false);
+        product_abt(arena, tile.q, tile.k, p, false);
+        product_abt(arena, MatrixView<const S>(part(dy)), tile.v, dp, false);
         for (Index i = 0; i < tile.count; ++i) {
           const auto [begin, end] = tile.columns(visible, i);
           Eigen::Map<Eigen::Array<S, 1, Eigen::Dynamic>> p_row(p.row(i), p.cols), dp_row(dp.row(i), p.cols);
-          const S delta = map(part(dy)).row(i).dot(map(part(y)).row(i));
+          S delta = 0;
+          for (Index j = 0; j < heads.width; ++j) delta += part(dy)(i, j) * part(y)(i, j);
           auto seen = p_row.segment(begin, end - begin);
           auto dseen = dp_row.segment(begin, end - begin);
           if (begin < end) {
@@ -137,9 +145,9 @@ void attention_backward(ThreadPool& pool, std::vector<Arena<HostMemory>>& scratc
           }
         }
         const Index keys = tile.k.rows;
-        product_ab(MatrixView<const S>(dp), tile.k, part(dq), false);
-        product_atb(MatrixView<const S>(p), part(dy), dv.middle_rows(tile.range.begin, keys), true);
-        product_atb(MatrixView<const S>(dp), tile.q, dk.middle_rows(tile.range.begin, keys), true);
+        product_ab(arena, MatrixView<const S>(dp), tile.k, part(dq), false);
+        product_atb(arena, MatrixView<const S>(p), part(dy), dv.middle_rows(tile.range.begin, keys), true);
+        product_atb(arena, MatrixView<const S>(dp), tile.q, dk.middle_rows(tile.range.begin, keys), true);
       }
     }
   });

@@ -1,111 +1,239 @@
-// Matrix products of CpuBackend: Eigen's general product on fixed tiles, one thread each.
+// Matrix products of CpuBackend on fixed tiles.
 //
-// A tile is at most 128 x 128 x 256, so that Eigen packs it on the stack (at most 128 kB) and never allocates.
+// One register tile serves all products: c[i][j] = sum over k of a(i, k) b(k, j), the products of an element added one after
+// the other in the order of k. An element's bits therefore depend on its own row and column alone: not on threads, tile
+// sizes, the batch around it, the width of the machine's vectors, or the size of its caches. Eigen's product is not used
+// for these reasons, and because it packs both operands anew at each call; cpu.hpp uses Eigen's vectorised functions.
 #pragma once
 
 #include <calm/backend/backend.hpp>
 #include <calm/core/arithmetic.hpp>
 #include <calm/core/parallel.hpp>
 
-#include <Eigen/Core>
+#include <algorithm>
+#include <cstring>
 
 namespace calm::inline CALM_ABI::cpu {
 
-template <class S>
-using RowMajor = Eigen::Matrix<S, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-template <class S>
-using Map = Eigen::Map<std::conditional_t<std::is_const_v<S>, const RowMajor<std::remove_const_t<S>>, RowMajor<S>>,
-                       Eigen::Unaligned, Eigen::OuterStride<>>;
+#if defined(__AVX512F__)
+inline constexpr Index vector_bytes = 64;
+inline constexpr Index tile_rows = 8;
+#elif defined(__AVX__)
+inline constexpr Index vector_bytes = 32;
+inline constexpr Index tile_rows = 6;
+#else
+inline constexpr Index vector_bytes = 16;
+inline constexpr Index tile_rows = 6;
+#endif
 
 template <class S>
-Map<S> map(MatrixView<S> m) {
-  return {m.data, m.rows, m.cols, Eigen::OuterStride<>(m.stride)};
+using Vector [[gnu::vector_size(vector_bytes), gnu::aligned(alignof(S)), gnu::may_alias]] = S;
+
+/// Columns of a register tile: two vectors. Panels of this width are what a packed operand is made of.
+template <class S>
+inline constexpr Index panel_columns = 2 * vector_bytes / static_cast<Index>(sizeof(S));
+
+/// An operand a(i, k) = data[i * row_step + k * depth_step].
+template <class S>
+struct Strided {
+  const S* data;
+  Index row_step, depth_step;
+};
+
+/// c [Rows, 2 vectors] = a b, or added to c; b has `depth` rows of a panel, b_stride apart. c may be narrower: `columns`.
+template <Index Rows, class S>
+void register_tile(Index depth, Strided<S> a, const S* b, Index b_stride, S* c, Index c_stride, Index columns, bool add) {
+  using V = Vector<S>;
+  constexpr Index lanes = vector_bytes / static_cast<Index>(sizeof(S));
+  V sum[Rows][2] = {};
+  const auto edge = [&](Index i, bool load) {  // part of a panel: through a buffer
+    S part[2 * lanes] = {};
+    if (load) {
+      std::copy_n(c + i * c_stride, columns, part);
+      for (int j = 0; j < 2; ++j) std::memcpy(&sum[i][j], part + j * lanes, sizeof(V));
+    } else {
+      for (int j = 0; j < 2; ++j) std::memcpy(part + j * lanes, &sum[i][j], sizeof(V));
+      std::copy_n(part, columns, c + i * c_stride);
+    }
+  };
+  if (add)
+    for (Index i = 0; i < Rows; ++i) {
+      if (columns < 2 * lanes) edge(i, true);
+      else for (int j = 0; j < 2; ++j) sum[i][j] = *reinterpret_cast<const V*>(c + i * c_stride + j * lanes);
+    }
+  for (Index k = 0; k < depth; ++k) {
+    const V b0 = *reinterpret_cast<const V*>(b + k * b_stride), b1 = *reinterpret_cast<const V*>(b + k * b_stride + lanes);
+    for (Index i = 0; i < Rows; ++i) {
+      const S value = a.data[i * a.row_step + k * a.depth_step];
+      sum[i][0] += value * b0;
+      sum[i][1] += value * b1;
+    }
+  }
+  for (Index i = 0; i < Rows; ++i) {
+    if (columns < 2 * lanes) edge(i, false);
+    else for (int j = 0; j < 2; ++j) *reinterpret_cast<V*>(c + i * c_stride + j * lanes) = sum[i][j];
+  }
+}
+
+/// One panel of columns for any number of rows.
+template <class S>
+[[gnu::noinline]] void panel_product(Index rows, Index depth, Strided<S> a, const S* b, Index b_stride, MatrixView<S> c, bool add) {
+  Index i = 0;
+  const auto at = [&](Index row) { return Strided<S>{a.data + row * a.row_step, a.row_step, a.depth_step}; };
+  for (; i + tile_rows <= rows; i += tile_rows)
+    register_tile<tile_rows>(depth, at(i), b, b_stride, c.row(i), c.stride, c.cols, add);
+  for (; i + 2 <= rows; i += 2) register_tile<2>(depth, at(i), b, b_stride, c.row(i), c.stride, c.cols, add);
+  for (; i < rows; ++i) register_tile<1>(depth, at(i), b, b_stride, c.row(i), c.stride, c.cols, add);
+}
+
+/// c = a b for b [depth, columns] with contiguous rows, or added to c. `edge` has room for depth * panel_columns values.
+template <class S>
+void product(Index depth, Strided<S> a, MatrixView<const S> b, MatrixView<S> c, bool add, S* edge) {
+  constexpr Index width = panel_columns<S>;
+  for (Index j = 0; j < c.cols; j += width) {
+    const Index columns = std::min(width, c.cols - j);
+    const S* panel = b.data + j;
+    Index stride = b.stride;
+    if (columns < width) {  // a full panel would read beyond the row
+      for (Index k = 0; k < depth; ++k) {
+        std::copy_n(b.row(k) + j, columns, edge + k * width);
+        std::fill_n(edge + k * width + columns, width - columns, S{});
+      }
+      panel = edge;
+      stride = width;
+    }
+    panel_product<S>(c.rows, depth, a, panel, stride, c.middle_cols(j, columns), add);
+  }
+}
+
+/// w [out, in] as panels of w^T: panel p holds columns [p * width, ...) as [in, width], filled up with zeros.
+template <class S>
+void pack_transposed(MatrixView<const S> w, Index first_panel, Index panels, S* target) {
+  constexpr Index width = panel_columns<S>;
+  for (Index p = first_panel; p < first_panel + panels; ++p) {
+    S* panel = target + (p - first_panel) * width * w.cols;
+    for (Index j = 0; j < width; ++j) {
+      const Index row = p * width + j;
+      for (Index k = 0; k < w.cols; ++k) panel[k * width + j] = row < w.rows ? w(row, k) : S{};
+    }
+  }
 }
 
 template <class S>
-void set_zero(MatrixView<S> m) {
-  for (Index i = 0; i < m.rows; ++i) std::fill_n(m.row(i), m.cols, S{});
-}
+Index panels_of(Index columns) { return ceil_divide(columns, panel_columns<S>); }
 
-// The three products that everything is made of, one expression each: Eigen's product is costly to compile.
+/// What a thread needs beside the operands; grows to the largest product.
+using Scratch = std::vector<Arena<HostMemory>>;
 
-/// c = a b^T, or added to c.
+/// c = a b^T, or added to c, for operands that are used once.
 template <class S>
-void product_abt(MatrixView<const S> a, MatrixView<const S> b, MatrixView<S> c, bool accumulate) {
-  if (!accumulate) set_zero(c);
-  map(c).noalias() += map(a) * map(b).transpose();
+void product_abt(Arena<HostMemory>& arena, MatrixView<const S> a, MatrixView<const S> b, MatrixView<S> c, bool add) {
+  const Arena<HostMemory>::Mark mark(arena);
+  const Index panels = panels_of<S>(b.rows), size = panel_columns<S> * b.cols;
+  S* packed = arena.allocate<S>(panels * size);
+  pack_transposed(b, 0, panels, packed);
+  for (Index p = 0; p < panels; ++p) {
+    const Index column = p * panel_columns<S>;
+    panel_product<S>(a.rows, a.cols, {a.data, a.stride, 1}, packed + p * size, panel_columns<S>,
+                     c.middle_cols(column, std::min(panel_columns<S>, b.rows - column)), add);
+  }
 }
 
 /// c = a b, or added to c.
 template <class S>
-void product_ab(MatrixView<const S> a, MatrixView<const S> b, MatrixView<S> c, bool accumulate) {
-  if (!accumulate) set_zero(c);
-  map(c).noalias() += map(a) * map(b);
+void product_ab(Arena<HostMemory>& arena, MatrixView<const S> a, MatrixView<const S> b, MatrixView<S> c, bool add) {
+  const Arena<HostMemory>::Mark mark(arena);
+  product<S>(a.cols, {a.data, a.stride, 1}, b, c, add, arena.allocate<S>(a.cols * panel_columns<S>));
 }
 
 /// c = a^T b, or added to c.
 template <class S>
-void product_atb(MatrixView<const S> a, MatrixView<const S> b, MatrixView<S> c, bool accumulate) {
-  if (!accumulate) set_zero(c);
-  map(c).noalias() += map(a).transpose() * map(b);
+void product_atb(Arena<HostMemory>& arena, MatrixView<const S> a, MatrixView<const S> b, MatrixView<S> c, bool add) {
+  const Arena<HostMemory>::Mark mark(arena);
+  product<S>(a.rows, {a.data, 1, a.stride}, b, c, add, arena.allocate<S>(a.rows * panel_columns<S>));
 }
 
-inline constexpr Index row_tile = 128, col_tile = 128, depth_tile = 256;
+/// Rows and panels of a tile, from the sizes alone: few rows (decoding) are cut into narrower tiles.
+inline constexpr Index rows_of_tile = 128;
+inline Index panels_of_tile(Index rows) { return rows >= 32 ? 4 : 2; }
 
-/// Calls product(first, size) for ranges of the depth, in order and of nearly equal size; for an empty depth once.
-template <class Product>
-void over_depth(Index depth, const Product& product) {
-  const Index parts = std::max<Index>(1, ceil_divide(depth, depth_tile));
-  const Index size = ceil_divide(ceil_divide(depth, parts), 8) * 8;
-  product(Index{0}, std::min(size, depth));
-  for (Index k = size; k < depth; k += size) product(k, std::min(size, depth - k));
-}
+/// All panels of a weight's transpose: the packed form of a frozen one.
+template <class S>
+struct PanelForm {
+  Matrix<S> values;  // [panels, width * in]
+  Index out, in;
 
-/// Calls tile(first row, rows, first column, columns) for a partition of rows x cols that depends on these alone.
-template <class Tile>
-void for_each_block(ThreadPool& pool, Index rows, Index cols, const Tile& tile) {
-  const Index row_size = row_tile, col_size = rows >= 64 ? col_tile : 64;
-  const Index row_tiles = ceil_divide(rows, row_size), col_tiles = ceil_divide(cols, col_size);
-  pool.for_each_tile(row_tiles * col_tiles, [&](Index i, int) {
-    const Index r = i / col_tiles * row_size, c = i % col_tiles * col_size;
-    tile(r, std::min(row_size, rows - r), c, std::min(col_size, cols - c));
+  explicit PanelForm(MatrixView<const S> w) : values(panels_of<S>(w.rows), panel_columns<S> * w.cols), out(w.rows), in(w.cols) {
+    pack_transposed(w, 0, values.rows(), values.data());
+  }
+  std::size_t bytes() const { return values.bytes(); }
+};
+
+/// y = x w^T for a packed w                                          [T, in], [out, in] -> [T, out]
+template <class S, WriteMode Mode>
+void multiply(ThreadPool& pool, MatrixView<const S> x, const PanelForm<S>& w, MatrixView<S> y, Mode) {
+  const Index group = panels_of_tile(y.rows), groups = ceil_divide(w.values.rows(), group);
+  pool.for_each_tile(ceil_divide(y.rows, rows_of_tile) * groups, [&](Index i, int) {
+    const Index first = i % groups * group, row = i / groups * rows_of_tile, rows = std::min(rows_of_tile, y.rows - row);
+    for (Index p = first; p < std::min(first + group, w.values.rows()); ++p) {
+      const Index column = p * panel_columns<S>;
+      panel_product<S>(rows, w.in, {x.row(row), x.stride, 1}, &w.values(p, 0), panel_columns<S>,
+                       y.middle_rows(row, rows).middle_cols(column, std::min(panel_columns<S>, w.out - column)),
+                       std::is_same_v<Mode, Accumulate>);
+    }
   });
 }
 
-/// y = x w^T                                                         [T, in], [out, in] -> [T, out]
+/// y = x w^T for a w that changes: a tile packs what it needs     [T, in], [out, in] -> [T, out]
 template <class S, WriteMode Mode>
-void multiply(ThreadPool& pool, MatrixView<const S> x, MatrixView<const S> w, MatrixView<S> y, Mode) {
-  for_each_block(pool, y.rows, y.cols, [&](Index r, Index rows, Index c, Index cols) {
-    over_depth(x.cols, [&](Index k, Index depth) {
-      product_abt(x.middle_rows(r, rows).middle_cols(k, depth), w.middle_rows(c, cols).middle_cols(k, depth),
-                  y.middle_rows(r, rows).middle_cols(c, cols), k > 0 || std::is_same_v<Mode, Accumulate>);
-    });
+void multiply(ThreadPool& pool, Scratch& scratch, MatrixView<const S> x, MatrixView<const S> w, MatrixView<S> y, Mode) {
+  const Index group = panels_of_tile(y.rows), groups = ceil_divide(panels_of<S>(w.rows), group);
+  constexpr Index many_rows = 8 * rows_of_tile;  // packing is paid for by many rows
+  pool.for_each_tile(ceil_divide(y.rows, many_rows) * groups, [&](Index i, int thread) {
+    const Index first = i % groups * group * panel_columns<S>, count = std::min(group * panel_columns<S>, w.rows - first);
+    const Index row = i / groups * many_rows, rows = std::min(many_rows, y.rows - row);
+    auto& arena = scratch[static_cast<std::size_t>(thread)];
+    arena.reset();
+    product_abt(arena, x.middle_rows(row, rows), w.middle_rows(first, count),
+                y.middle_rows(row, rows).middle_cols(first, count), std::is_same_v<Mode, Accumulate>);
   });
 }
 
 /// dx = dy w                                                         [T, out], [out, in] -> [T, in]
 template <class S, WriteMode Mode>
-void multiply_input_gradient(ThreadPool& pool, MatrixView<const S> dy, MatrixView<const S> w, MatrixView<S> dx, Mode) {
-  for_each_block(pool, dx.rows, dx.cols, [&](Index r, Index rows, Index c, Index cols) {
-    over_depth(dy.cols, [&](Index k, Index depth) {
-      product_ab(dy.middle_rows(r, rows).middle_cols(k, depth), w.middle_rows(k, depth).middle_cols(c, cols),
-                 dx.middle_rows(r, rows).middle_cols(c, cols), k > 0 || std::is_same_v<Mode, Accumulate>);
-    });
+void multiply_input_gradient(ThreadPool& pool, Scratch& scratch, MatrixView<const S> dy, MatrixView<const S> w,
+                             MatrixView<S> dx, Mode) {
+  const Index columns = panels_of_tile(dx.rows) * panel_columns<S>;
+  const Index groups = ceil_divide(dx.cols, columns), row_tiles = ceil_divide(dx.rows, rows_of_tile);
+  pool.for_each_tile(row_tiles * groups, [&](Index i, int thread) {
+    const Index c = i % groups * columns, count = std::min(columns, dx.cols - c);
+    const Index r = i / groups * rows_of_tile, rows = std::min(rows_of_tile, dx.rows - r);
+    auto& arena = scratch[static_cast<std::size_t>(thread)];
+    arena.reset();
+    product<S>(dy.cols, {dy.row(r), dy.stride, 1}, w.middle_cols(c, count), dx.middle_rows(r, rows).middle_cols(c, count),
+               std::is_same_v<Mode, Accumulate>, arena.allocate<S>(dy.cols * panel_columns<S>));
   });
 }
 
 /// dw += dy^T x                                                      [T, out], [T, in] -> [out, in]
+/// The tokens are taken in pieces that stay in the cache.
 template <class S>
-void multiply_weight_gradient(ThreadPool& pool, MatrixView<const S> dy, MatrixView<const S> x, MatrixView<S> dw) {
-  constexpr Index out_tile = 64;
-  const Index row_tiles = ceil_divide(dw.rows, out_tile), col_tiles = ceil_divide(dw.cols, col_tile);
-  pool.for_each_tile(row_tiles * col_tiles, [&](Index i, int) {
-    const Index r = i / col_tiles * out_tile, c = i % col_tiles * col_tile;
-    const Index rows = std::min(out_tile, dw.rows - r), cols = std::min(col_tile, dw.cols - c);
-    over_depth(x.rows, [&](Index t, Index depth) {
-      product_atb(dy.middle_rows(t, depth).middle_cols(r, rows), x.middle_rows(t, depth).middle_cols(c, cols),
-                  dw.middle_rows(r, rows).middle_cols(c, cols), true);
-    });
+void multiply_weight_gradient(ThreadPool& pool, Scratch& scratch, MatrixView<const S> dy, MatrixView<const S> x,
+                              MatrixView<S> dw) {
+  constexpr Index out_tile = 64, token_tile = 512;
+  const Index columns = 4 * panel_columns<S>;
+  const Index groups = ceil_divide(dw.cols, columns), row_tiles = ceil_divide(dw.rows, out_tile);
+  pool.for_each_tile(row_tiles * groups, [&](Index i, int thread) {
+    const Index c = i % groups * columns, count = std::min(columns, dw.cols - c);
+    const Index r = i / groups * out_tile, rows = std::min(out_tile, dw.rows - r);
+    auto& arena = scratch[static_cast<std::size_t>(thread)];
+    arena.reset();
+    S* edge = arena.allocate<S>(token_tile * panel_columns<S>);
+    for (Index t = 0; t < x.rows; t += token_tile) {
+      const Index tokens = std::min(token_tile, x.rows - t);
+      product<S>(tokens, {dy.row(t) + r, 1, dy.stride}, x.middle_rows(t, tokens).middle_cols(c, count),
+                 dw.middle_rows(r, rows).middle_cols(c, count), true, edge);
+    }
   });
 }
 

@@ -252,6 +252,12 @@ class ReferenceBackend {
   // Elements
 
   template <class S>
+  void set_zero(MatrixView<S> y) {
+    for (Index t = 0; t < y.rows; ++t)
+      for (Index j = 0; j < y.cols; ++j) y(t, j) = S{};
+  }
+
+  template <class S>
   void add(MatrixView<const S> x, MatrixView<S> y) {
     for (Index t = 0; t < x.rows; ++t)
       for (Index j = 0; j < x.cols; ++j) y(t, j) += x(t, j);

@@ -167,6 +167,9 @@ class CrossAttentionBridge {
   }
 
   const BridgeOptions& options() const { return options_; }
+  /// What the delta is multiplied by: 1, or tanh of the trained gate.
+  double gate_value() const { return gate_ ? std::tanh(static_cast<double>(gate_->value(0, 0))) : 1; }
+  Index anchor_width() const { return projection_.to(); }
   Index augment_width() const { return projection_.from(); }
 
   static void visit(auto& self, const std::string& prefix, auto&& fn) {

@@ -59,7 +59,7 @@ double batch_loss(auto& ctx, const Model& model, const PackedBatch& batch, KeptS
   if constexpr (sizeof...(Grads) == 1) {
     const auto drows = ctx.arena.template matrix<Scalar>(count, x.cols), dx = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
     model.head_backward(ctx, ConstView(rows), ConstView(logits), drows, head, grads...);
-    ctx.backend.scale(ConstView(x), 0, dx);
+    ctx.backend.set_zero(dx);
     ctx.backend.scatter_rows(ConstView(drows), batch.rows(), dx);
     model.backward(ctx, tokens, kept.states, *tape, dx, grads...);
   }

@@ -1,0 +1,225 @@
+// LinkSet: the links of a composition with their bridges, and what they do to the anchor's stream: write into it, pass its
+// gradient, and keep what decoding needs.
+//
+// It sees states, visible ranges and positions, and knows nothing of the models.
+#pragma once
+
+#include <calm/compose/alignment.hpp>
+#include <calm/compose/cross_attention_bridge.hpp>
+#include <calm/compose/layer_tap.hpp>
+#include <calm/compose/link.hpp>
+#include <calm/model/decoder.hpp>
+#include <calm/model/kv_cache.hpp>
+
+namespace calm::inline CALM_ABI {
+
+/// What a pass needs of the augments: one entry each.
+template <class Scalar>
+struct AugmentStates {
+  std::vector<AlignedBatch> aligned;
+  std::vector<TappedStates<Scalar>> tapped;
+  std::vector<bool> disabled;  // [links] links that write nothing; empty: none
+  bool augments = true;        // false: no link writes
+};
+
+/// What the gradient of the links needs again. The plans are one for each augment.
+template <class Scalar>
+struct LinkTape {
+  std::span<const BridgePlan<Scalar>> plans;
+  std::vector<typename CrossAttentionBridge<Scalar>::Cache> bridges;  // [links]
+  std::vector<MatrixView<const Scalar>> before;                       // [links] the stream that each link read
+};
+
+/// What decoding keeps: keys and values for each augment, a layer for each of its links.
+template <class Scalar>
+struct LinkCaches {
+  std::vector<KvCache<Scalar>> augments;
+  std::vector<typename CrossAttentionBridge<Scalar>::Folded> folded;  // [links]
+};
+
+template <class Scalar>
+class LinkSet {
+ public:
+  using Bridge = CrossAttentionBridge<Scalar>;
+  using View = MatrixView<Scalar>;
+  using ConstView = MatrixView<const Scalar>;
+  using Plans = std::span<const BridgePlan<Scalar>>;
+
+  /// Throws ConfigError that names the link where it does not fit.
+  LinkSet(const Links& links, const ModelSpec& anchor, const std::vector<ModelSpec>& augments, BridgeOptions options)
+      : at_block_(static_cast<std::size_t>(anchor.blocks)), augments_(augments.size()) {
+    std::vector<Index> blocks;
+    for (const ModelSpec& spec : augments) blocks.push_back(spec.blocks);
+    links_ = links.resolve(anchor.blocks, blocks);
+    if (options.heads == 0) options.heads = anchor.heads.query_heads;
+    options_ = options;
+    for (std::size_t k = 0; k < links_.size(); ++k) {
+      const Index width = augments[static_cast<std::size_t>(links_[k].augment)].width;
+      bridges_.emplace_back("links." + std::to_string(k), anchor.width, width, options);
+      at_block_[static_cast<std::size_t>(links_[k].write)].push_back(k);
+      Index layer = 0;
+      for (std::size_t other = 0; other < k; ++other) layer += links_[other].augment == links_[k].augment ? 1 : 0;
+      layers_.push_back(layer);
+    }
+    for (auto& list : at_block_)
+      std::sort(list.begin(), list.end(), [&](std::size_t a, std::size_t b) {
+        return std::pair(links_[a].augment, links_[a].tap) < std::pair(links_[b].augment, links_[b].tap);
+      });
+    if (options.rotary) rotary_ = Rotary<Scalar>(anchor.width / options.heads, 10000);
+  }
+
+  const std::vector<Link>& links() const { return links_; }
+  const std::vector<Bridge>& bridges() const { return bridges_; }
+  const BridgeOptions& options() const { return options_; }
+
+  Index lowest_write() const {
+    Index lowest = static_cast<Index>(at_block_.size()) - 1;
+    for (const Link& link : links_) lowest = std::min(lowest, link.write);
+    return lowest;
+  }
+
+  /// The blocks that are tapped, for each augment.
+  std::vector<TappedStates<Scalar>> empty_taps() const {
+    std::vector<TappedStates<Scalar>> taps;
+    for (std::size_t a = 0; a < augments_; ++a) {
+      std::vector<Index> blocks;
+      for (const Link& link : links_)
+        if (link.augment == static_cast<Index>(a)) blocks.push_back(link.tap);
+      taps.emplace_back(std::move(blocks));
+    }
+    return taps;
+  }
+
+  /// Where the queries of a batch and the keys of an augment stand; `positions` are those of the batch's tokens.
+  BridgePlan<Scalar> plan(auto& ctx, const TokenBatch& batch, const AlignedBatch& aligned,
+                          std::span<const Index> positions) const {
+    const auto visible = ctx.arena.template vector<VisibleRange>(batch.tokens());
+    for (std::size_t t = 0; t < visible.size(); ++t) visible[t] = {0, aligned.visible[t]};
+    BridgePlan<Scalar> plan{batch.offsets, aligned.offsets, visible, {}, {}};
+    if (options_.rotary) {
+      plan.query_angles = rotary_.angles(ctx, positions);
+      plan.key_angles = rotary_.angles(ctx, std::span<const Index>(aligned.key_positions));
+    }
+    return plan;
+  }
+
+  /// Plans for a pass without caches; the tape keeps them.
+  Plans plans(auto& ctx, const TokenBatch& batch, const AugmentStates<Scalar>& states, LinkTape<Scalar>* tape) const {
+    const auto plans = ctx.arena.template vector<BridgePlan<Scalar>>(static_cast<Index>(augments_));
+    if (states.augments) {
+      const auto positions = ctx.arena.template vector<Index>(batch.tokens());
+      for (Index s = 0; s < batch.sequences(); ++s)
+        for (Index t = 0; t < batch.length(s); ++t)
+          positions[static_cast<std::size_t>(batch.offsets[static_cast<std::size_t>(s)] + t)] = t;
+      for (std::size_t a = 0; a < augments_; ++a) plans[a] = plan(ctx, batch, states.aligned[a], positions);
+    }
+    if (tape) {
+      tape->plans = plans;
+      tape->bridges.resize(links_.size());
+      tape->before.resize(links_.size());
+    }
+    return plans;
+  }
+
+  /// Adds what the links of a block contribute. With a tape x moves to a new place, since the gradient reads the old one.
+  void write(auto& ctx, Index block, const AugmentStates<Scalar>& states, Plans plans, LinkTape<Scalar>* tape, View& x) const {
+    const auto& here = at_block_[static_cast<std::size_t>(block)];
+    if (here.empty() || !states.augments) return;
+    const auto add_all = [&](View total, View target) {
+      ctx.backend.set_zero(total);
+      for (const std::size_t k : here) {
+        if (is_disabled(states, k)) continue;
+        typename Bridge::Cache local;
+        if (tape) tape->before[k] = x;
+        bridges_[k].forward(ctx, plans[augment_of(k)], tapped(states, k), x, total, tape ? tape->bridges[k] : local);
+      }
+      if (target.data != x.data) ctx.backend.scale(ConstView(x), 1, target);
+      ctx.backend.add(ConstView(total), target);
+    };
+    if (tape) {
+      const View total = ctx.arena.template matrix<Scalar>(x.rows, x.cols), y = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
+      add_all(total, y);
+      x = y;
+    } else {
+      const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
+      add_all(ctx.arena.template matrix<Scalar>(x.rows, x.cols), x);
+    }
+  }
+
+  /// The gradient of write: that of the stream after the links becomes, where it is asked for, that before them; with grads
+  /// also adds to those of the bridges.
+  template <class... Grads>
+  void read_gradient(auto& ctx, Index block, const AugmentStates<Scalar>& states, const LinkTape<Scalar>& tape, View dx,
+                     bool input_gradient, Grads&... grads) const {
+    const auto& here = at_block_[static_cast<std::size_t>(block)];
+    if (here.empty() || !states.augments) return;
+    const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
+    const View dtotal = ctx.arena.template matrix<Scalar>(dx.rows, dx.cols);
+    ctx.backend.scale(ConstView(dx), 1, dtotal);
+    for (const std::size_t k : here) {
+      if (is_disabled(states, k)) continue;
+      bridges_[k].backward(ctx, tape.plans[augment_of(k)], tapped(states, k), tape.before[k], ConstView(dtotal),
+                           input_gradient ? dx : View{}, tape.bridges[k], grads...);
+    }
+  }
+
+  /// Caches for `slots` sequences of at most rooms[a] tokens of augment a. Folds the weights as they are now.
+  LinkCaches<Scalar> make_caches(auto& ctx, Index slots, const std::vector<Index>& rooms) const {
+    LinkCaches<Scalar> caches;
+    for (std::size_t a = 0; a < augments_; ++a) {
+      const auto layers = std::count_if(links_.begin(), links_.end(), [&](const Link& l) { return l.augment == static_cast<Index>(a); });
+      caches.augments.emplace_back(layers, slots, rooms[a], bridges_.front().anchor_width());
+    }
+    for (const Bridge& bridge : bridges_) caches.folded.push_back(bridge.fold(ctx));
+    return caches;
+  }
+
+  /// Adds the keys and values of new positions of one augment behind the `past` ones of each slot.
+  void append(auto& ctx, Index augment, LinkCaches<Scalar>& caches, const BridgePlan<Scalar>& plan,
+              const TappedStates<Scalar>& taps, std::span<const Index> slots, std::span<const Index> past) const {
+    for (std::size_t k = 0; k < links_.size(); ++k)
+      if (links_[k].augment == augment)
+        bridges_[k].append(ctx, plan, caches.folded[k], caches.augments[augment_of(k)].rows(layers_[k]),
+                           taps.after(links_[k].tap), slots, past);
+  }
+
+  /// write() for new tokens, over what the caches hold.
+  void write_cached(auto& ctx, Index block, LinkCaches<Scalar>& caches, Plans plans, std::span<const Index> slots, View x) const {
+    const auto& here = at_block_[static_cast<std::size_t>(block)];
+    if (here.empty()) return;
+    const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
+    const View total = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
+    ctx.backend.set_zero(total);
+    const auto key_counts = ctx.arena.template vector<Index>(static_cast<Index>(slots.size()));
+    for (const std::size_t k : here) {
+      KvCache<Scalar>& cache = caches.augments[augment_of(k)];
+      for (std::size_t s = 0; s < key_counts.size(); ++s) key_counts[s] = cache.length(slots[s]);
+      bridges_[k].forward_cached(ctx, plans[augment_of(k)], cache.rows(layers_[k]), x, slots, key_counts, total);
+    }
+    ctx.backend.add(ConstView(total), x);
+  }
+
+  static void visit(auto& self, const std::string& prefix, auto&& fn) {
+    for (std::size_t k = 0; k < self.bridges_.size(); ++k)
+      Bridge::visit(self.bridges_[k], prefix + "links." + std::to_string(k), fn);
+  }
+
+ private:
+  std::size_t augment_of(std::size_t k) const { return static_cast<std::size_t>(links_[k].augment); }
+  ConstView tapped(const AugmentStates<Scalar>& states, std::size_t k) const {
+    return states.tapped[augment_of(k)].after(links_[k].tap);
+  }
+  static bool is_disabled(const AugmentStates<Scalar>& states, std::size_t k) {
+    return !states.disabled.empty() && states.disabled[k];
+  }
+
+  std::vector<Link> links_;
+  std::vector<std::vector<std::size_t>> at_block_;  // links that write after each block, in the order of augment and tap
+  std::size_t augments_;
+  BridgeOptions options_;
+  std::vector<Bridge> bridges_;
+  std::vector<Index> layers_;  // [links] the link's number among those of its augment
+  Rotary<Scalar> rotary_;
+};
+
+}  // namespace calm::inline CALM_ABI
