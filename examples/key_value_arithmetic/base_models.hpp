@@ -15,8 +15,13 @@ using TrainedModel = calm::Transformer<calm::zoo::Llama, calm::Trainable>;
 using BasePointer = std::shared_ptr<const BaseModel>;
 
 inline calm::ModelSpec small_spec(Index width, Index blocks, Index heads) {
-  return {.vocabulary = vocabulary, .width = width, .hidden = (width * 8 / 3 + 7) / 8 * 8, .blocks = blocks,
-          .heads = {heads, heads, width / heads}, .context = 256, .tied_embeddings = true};
+  return {.vocabulary = vocabulary,
+          .width = width,
+          .hidden = (width * 8 / 3 + 7) / 8 * 8,
+          .blocks = blocks,
+          .heads = {heads, heads, width / heads},
+          .context = 256,
+          .tied_embeddings = true};
 }
 
 inline calm::ModelSpec key_value_spec() { return small_spec(96, 3, 8); }
@@ -30,30 +35,36 @@ inline BasePointer freeze(const TrainedModel& model) {
   });
 }
 
-/// m_A learns the dictionary: with a tenth of the keys it learns to find the k-th key, then all keys follow. Many rows of a
-/// single key would teach it to read the first key only.
-inline BasePointer train_key_value_model(Ctx& ctx, const Dictionary& dictionary, std::uint64_t seed, double effort = 1) {
+/// m_A learns the dictionary: with a tenth of the keys it learns to find the k-th key, then all keys follow. Many rows
+/// of a single key would teach it to read the first key only.
+inline BasePointer train_key_value_model(Ctx& ctx, const Dictionary& dictionary, std::uint64_t seed,
+                                         double effort = 1) {
   TrainedModel model(key_value_spec(), calm::RandomWeights{seed, 0.05});
   const TrainingPlan plan{.steps = static_cast<Index>(effort * 3500), .batch = 64, .learning_rate = 2e-3, .seed = seed};
   const auto& keys = dictionary.keys();
-  const Task few = substitution(dictionary, {keys.begin(), keys.begin() + dictionary.size() / 10}, {0.05, 0.45, 0.35, 0.15});
+  const Task few =
+      substitution(dictionary, {keys.begin(), keys.begin() + dictionary.size() / 10}, {0.05, 0.45, 0.35, 0.15});
   const Task all = substitution(dictionary, keys, {0.05, 0.40, 0.35, 0.20});
   const Task longer = substitution(dictionary, keys, {0.05, 0.25, 0.35, 0.35});
-  train(ctx, model, "m_A, key-value", plan,
-        [&](Index step) { return step < plan.steps / 10 ? few : step < plan.steps / 2 ? all : longer; });
+  train(ctx, model, "m_A, key-value", plan, [&](Index step) {
+    return step < plan.steps / 10 ? few : step < plan.steps / 2 ? all : longer;
+  });
   return freeze(model);
 }
 
 /// m_B learns to calculate: two operands until that works, then the rest.
-inline BasePointer train_arithmetic_model(Ctx& ctx, const Dictionary& dictionary, std::uint64_t seed, double effort = 1) {
+inline BasePointer train_arithmetic_model(Ctx& ctx, const Dictionary& dictionary, std::uint64_t seed,
+                                          double effort = 1) {
   TrainedModel model(arithmetic_spec(), calm::RandomWeights{seed, 0.05});
-  const TrainingPlan plan{.steps = static_cast<Index>(effort * 12000), .batch = 64, .learning_rate = 1.5e-3, .warmup = 200, .seed = seed};
+  const TrainingPlan plan{
+      .steps = static_cast<Index>(effort * 12000), .batch = 64, .learning_rate = 1.5e-3, .warmup = 200, .seed = seed};
   const Index largest = dictionary.size();
   const Task two = arithmetic(dictionary, {.operands = {0, 1}, .half_solved = 0, .largest = largest});
   const Task some = arithmetic(dictionary, {{0.02, 0.6, 0.38}, 0.15, 0.15, 0.3, 0.4, largest});
   const Task all = arithmetic(dictionary, {{0.02, 0.33, 0.38, 0.27}, 0.25, 0.25, 0.3, 0.4, largest});
-  train(ctx, model, "m_B, arithmetic", plan,
-        [&](Index step) { return step < plan.steps / 8 ? two : step < plan.steps / 4 ? some : all; });
+  train(ctx, model, "m_B, arithmetic", plan, [&](Index step) {
+    return step < plan.steps / 8 ? two : step < plan.steps / 4 ? some : all;
+  });
   return freeze(model);
 }
 

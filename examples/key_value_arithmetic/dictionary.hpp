@@ -1,5 +1,5 @@
-// The dictionary: string keys of 2 to 6 letters, each with its own integer from 1 to K, and the fifth of the keys that the
-// bridges may see.
+// The dictionary: string keys of 2 to 6 letters, each with its own integer from 1 to K, and the fifth of the keys that
+// the bridges may see.
 #pragma once
 
 #include <calm/core/random.hpp>

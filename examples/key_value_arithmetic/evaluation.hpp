@@ -18,8 +18,8 @@ struct Item {
 enum Column : std::uint8_t { key_value_column, numeric, seen_keys, unseen_keys, reworded, reworded_longer };
 inline constexpr std::size_t columns = 6;
 inline constexpr std::array<const char*, columns> column_names = {
-    "Key-Value", "Numeric Arithmetic", "Keys Arithmetic, seen keys", "unseen keys", "OOD: unseen keys, reworded",
-    "OOD-Hard: reworded, one operand more"};
+    "Key-Value",   "Numeric Arithmetic",         "Keys Arithmetic, seen keys",
+    "unseen keys", "OOD: unseen keys, reworded", "OOD-Hard: reworded, one operand more"};
 
 /// `count` expressions a column, all from the evaluation split: 2 or 3 operands, in the last column 4.
 class EvaluationSets {
@@ -27,7 +27,8 @@ class EvaluationSets {
   EvaluationSets(const Dictionary& dictionary, std::uint64_t seed, Index count) {
     for (std::size_t c = 0; c < columns; ++c) {
       calm::Random random(seed, calm::stream_of("evaluation") + c);
-      while (static_cast<Index>(sets_[c].size()) < count) sets_[c].push_back(draw(dictionary, static_cast<Column>(c), random));
+      while (static_cast<Index>(sets_[c].size()) < count)
+        sets_[c].push_back(draw(dictionary, static_cast<Column>(c), random));
     }
   }
 
@@ -42,11 +43,14 @@ class EvaluationSets {
         if (kept_for_evaluation(e)) return item(e, e, Form::plain);
       }
     }
-    const auto& keys = column == key_value_column ? dictionary.keys() : column == seen_keys ? dictionary.seen() : dictionary.unseen();
+    const auto& keys = column == key_value_column ? dictionary.keys()
+                       : column == seen_keys      ? dictionary.seen()
+                                                  : dictionary.unseen();
     const Form form = column == reworded || column == reworded_longer ? random_form(random) : Form::plain;
     while (true) {
       const Expression e = random_keys(random, operands, keys);
-      if (kept_for_evaluation(e) && kept_for_evaluation(substitute(e, dictionary))) return item(e, substitute(e, dictionary), form);
+      if (kept_for_evaluation(e) && kept_for_evaluation(substitute(e, dictionary)))
+        return item(e, substitute(e, dictionary), form);
     }
   }
 
@@ -64,7 +68,9 @@ struct Score {
 
   double percent(std::size_t column) const {
     const auto& all = right[column];
-    return all.empty() ? 0 : 100.0 * static_cast<double>(std::count(all.begin(), all.end(), true)) / static_cast<double>(all.size());
+    return all.empty() ? 0
+                       : 100.0 * static_cast<double>(std::count(all.begin(), all.end(), true)) /
+                             static_cast<double>(all.size());
   }
 };
 
@@ -89,7 +95,8 @@ Answers answer(Ctx& ctx, const Model& model, const std::vector<std::string>& pro
   options.end_token = end_token;
   options.batch = 512;
   Answers answers;
-  for (const calm::Generation& g : calm::generate(ctx, model, std::span<const std::vector<calm::TokenId>>(tokens), options)) {
+  for (const calm::Generation& g :
+       calm::generate(ctx, model, std::span<const std::vector<calm::TokenId>>(tokens), options)) {
     answers.texts.push_back(decode(g.ids));
     answers.ended.push_back(g.reason == calm::FinishReason::end_token);
   }

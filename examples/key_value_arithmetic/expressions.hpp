@@ -1,5 +1,5 @@
-// Expressions over keys or numbers, their written forms, their solution in steps, and the split that keeps evaluation apart
-// from training.
+// Expressions over keys or numbers, their written forms, their solution in steps, and the split that keeps evaluation
+// apart from training.
 #pragma once
 
 #include "dictionary.hpp"
@@ -73,10 +73,11 @@ inline std::string canonical(const Expression& e) {
   return text;
 }
 
-/// Whether an expression of several operands is kept for evaluation: one in sixteen, by the hash of its canonical form, so
-/// that every seed and every training set agree about it.
+/// Whether an expression of several operands is kept for evaluation: one in sixteen, by the hash of its canonical form,
+/// so that every seed and every training set agree about it.
 inline bool kept_for_evaluation(const Expression& e) {
-  return !e.operators.empty() && calm::philox4x32({static_cast<std::uint32_t>(calm::stream_of(canonical(e))), 0, 0, 0}, {1, 2})[0] % 16 == 0;
+  return !e.operators.empty() &&
+         calm::philox4x32({static_cast<std::uint32_t>(calm::stream_of(canonical(e))), 0, 0, 0}, {1, 2})[0] % 16 == 0;
 }
 
 /// Whether an expression on numbers, or one that its solution passes through, is kept for evaluation.

@@ -1,5 +1,5 @@
-// GateModel: the rival without bridges. Both models run beside each other, and a small trained network on their final states
-// mixes their logits token by token: logits = g logits_A + (1 - g) logits_B, g = sigmoid(v silu(W [x_A, x_B])).
+// GateModel: the rival without bridges. Both models run beside each other, and a small trained network on their final
+// states mixes their logits token by token: logits = g logits_A + (1 - g) logits_B, g = sigmoid(v silu(W [x_A, x_B])).
 //
 // It is a LanguageModel of calm, so the library's training and generation take it as they take a composed model.
 #pragma once
@@ -26,6 +26,7 @@ class GateModel {
   /// The final streams of both models beside each other; they are frozen, so they may be kept.
   struct States {
     calm::Buffer<Scalar> stream;
+    std::size_t bytes() const { return stream.bytes(); }
   };
   struct Tape {};
   struct HeadCache {
@@ -40,8 +41,7 @@ class GateModel {
   };
 
   GateModel(std::shared_ptr<const ModelA> a, std::shared_ptr<const ModelB> b, calm::Index hidden, std::uint64_t seed)
-      : a_(std::move(a)), b_(std::move(b)), spec_(b_->spec()),
-        norm_(a_->spec().width + spec_.width, 1e-6),
+      : a_(std::move(a)), b_(std::move(b)), spec_(b_->spec()), norm_(a_->spec().width + spec_.width, 1e-6),
         hidden_(calm::random_linear<Scalar>(hidden, a_->spec().width + spec_.width, seed, "gate.hidden")),
         gate_(calm::Matrix<Scalar>(1, hidden)) {}
 
@@ -64,8 +64,8 @@ class GateModel {
 
   void head(auto& ctx, ConstView rows, View logits, HeadCache& cache) const {
     const auto matrix = [&](calm::Index cols) { return ctx.arena.template matrix<Scalar>(rows.rows, cols); };
-    cache = {matrix(a_->spec().width), matrix(spec_.width), matrix(width()), matrix(hidden_.out()), matrix(hidden_.out()),
-             matrix(1), matrix(spec_.vocabulary), matrix(spec_.vocabulary)};
+    cache = {matrix(a_->spec().width), matrix(spec_.width), matrix(width()),          matrix(hidden_.out()),
+             matrix(hidden_.out()),    matrix(1),           matrix(spec_.vocabulary), matrix(spec_.vocabulary)};
     ctx.backend.scale(rows.middle_cols(0, cache.a.cols), 1, cache.a);
     ctx.backend.scale(rows.middle_cols(cache.a.cols, cache.b.cols), 1, cache.b);
     typename calm::RmsNorm<calm::Frozen, Scalar>::Cache norm;
@@ -104,7 +104,8 @@ class GateModel {
     ctx.backend.set_zero(drows);
   }
 
-  Session make_session(auto& ctx, calm::Index slots, calm::Index capacity, const calm::SessionOptions& options = {}) const {
+  Session make_session(auto& ctx, calm::Index slots, calm::Index capacity,
+                       const calm::SessionOptions& options = {}) const {
     return {a_->make_session(ctx, slots, capacity, options), b_->make_session(ctx, slots, capacity, options)};
   }
 

@@ -23,23 +23,32 @@ struct Options {
 
 Options parse(int argc, char** argv) {
   Options o;
-  CLI::App app{"Key-value arithmetic: composes a model that knows a dictionary with one that can calculate.\n\n"
-               "  key_value_arithmetic                   the demo: the main rows, one seed\n"
-               "  key_value_arithmetic --full            all rows over 3 seeds\n"
-               "  key_value_arithmetic --from-scratch    trains the two base models too\n"
-               "  key_value_arithmetic --direct          answers without steps\n"};
+  CLI::App app{
+      "Key-value arithmetic: composes a model that knows a dictionary with one that can calculate.\n\n"
+      "  key_value_arithmetic                   the demo: the main rows, one seed\n"
+      "  key_value_arithmetic --full            all rows over 3 seeds\n"
+      "  key_value_arithmetic --from-scratch    trains the two base models too\n"
+      "  key_value_arithmetic --direct          answers without steps\n"};
   app.add_option("--models", o.models, "folder with the two base models")->capture_default_str();
-  app.add_option("--out", o.out, "folder for the table, the picture, the models and the adapter")->capture_default_str();
-  app.add_flag("--from-scratch", o.from_scratch, "train the base models instead of reading them, and compare them with --models");
+  app.add_option("--out", o.out, "folder for the table, the picture, the models and the adapter")
+      ->capture_default_str();
+  app.add_flag("--from-scratch", o.from_scratch,
+               "train the base models instead of reading them, and compare them with --models");
   app.add_flag("--full", o.full, "all rows, three seeds");
   app.add_flag("--direct", o.direct, "train and evaluate without steps: abc+de= -> 220");
   app.add_option("--seed", o.seed, "first seed of the bridges, their data and the evaluation")->capture_default_str();
-  app.add_option("--steps", o.steps, "optimizer steps of each trained row")->capture_default_str()->check(CLI::PositiveNumber);
+  app.add_option("--steps", o.steps, "optimizer steps of each trained row")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
   app.add_option("--batch", o.batch, "examples a step")->capture_default_str()->check(CLI::PositiveNumber);
   app.add_option("--learning-rate", o.learning_rate, "peak learning rate of the trained rows")->capture_default_str();
-  app.add_option("--items", o.items, "evaluation expressions a column")->capture_default_str()->check(CLI::PositiveNumber);
-  app.add_option("--threads", o.threads, "threads; 0: one a core. The results do not depend on it")->capture_default_str();
-  app.add_option("--effort", o.effort, "with --from-scratch: part of the base models' training steps")->capture_default_str();
+  app.add_option("--items", o.items, "evaluation expressions a column")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  app.add_option("--threads", o.threads, "threads; 0: one a core. The results do not depend on it")
+      ->capture_default_str();
+  app.add_option("--effort", o.effort, "with --from-scratch: part of the base models' training steps")
+      ->capture_default_str();
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -66,7 +75,8 @@ Bases base_models(Ctx& ctx, const Options& o, const Dictionary& dictionary) {
   calm::save_model(*bases.b, o.out / "models/m_B", calm::DType::bf16);
   if (o.from_scratch) {
     for (const char* name : {"m_A", "m_B"}) {
-      const fs::path shipped = o.models / name / "model.safetensors", made = o.out / "models" / name / "model.safetensors";
+      const fs::path shipped = o.models / name / "model.safetensors",
+                     made = o.out / "models" / name / "model.safetensors";
       if (!fs::exists(shipped)) continue;
       const bool same = calm::content_hash_of_file(shipped) == calm::content_hash_of_file(made);
       std::cout << name << (same ? ": the same file as the shipped one\n" : ": differs from the shipped one\n");
@@ -75,7 +85,8 @@ Bases base_models(Ctx& ctx, const Options& o, const Dictionary& dictionary) {
   return bases;
 }
 
-/// Fails where a training set could hold what is evaluated; the generators are built so, and this looks at what they make.
+/// Fails where a training set could hold what is evaluated; the generators are built so, and this looks at what they
+/// make.
 void check_splits(const Dictionary& dictionary, const EvaluationSets& sets, const Options& o) {
   std::set<std::string> evaluated;
   for (std::size_t c = 0; c < columns; ++c)
@@ -93,14 +104,15 @@ void check_splits(const Dictionary& dictionary, const EvaluationSets& sets, cons
           if ('a' <= c && c <= 'z') {
             word += c;
           } else {
-            calm::require<calm::Error>(!unseen.contains(word), "the bridges' training holds the unseen key ", word, ": ", text);
+            calm::require<calm::Error>(!unseen.contains(word), "the bridges' training holds the unseen key ", word,
+                                       ": ", text);
             word.clear();
           }
         }
         for (std::size_t begin = 1; begin < text.size();) {
           const std::size_t end = std::min(text.find_first_of("=$", begin), text.size());
-          calm::require<calm::Error>(!evaluated.contains(text.substr(begin, end - begin)), "the bridges' training holds the evaluated ",
-                                     text.substr(begin, end - begin));
+          calm::require<calm::Error>(!evaluated.contains(text.substr(begin, end - begin)),
+                                     "the bridges' training holds the evaluated ", text.substr(begin, end - begin));
           begin = end + 1;
         }
       }
@@ -125,9 +137,15 @@ void run(const Options& o) {
     const std::uint64_t seed = o.seed + static_cast<std::uint64_t>(s);
     const EvaluationSets sets(dictionary, seed, o.items);
     check_splits(dictionary, sets, o);
-    const Experiment x{ctx, dictionary, sets, bases.a, bases.b,
-                       {.steps = o.steps, .batch = o.batch, .learning_rate = o.learning_rate, .warmup = 50, .seed = seed},
-                       s == 0 ? std::max<Index>(1, o.steps / 7) : 0, lesson};
+    const Experiment x{
+        ctx,
+        dictionary,
+        sets,
+        bases.a,
+        bases.b,
+        {.steps = o.steps, .batch = o.batch, .learning_rate = o.learning_rate, .warmup = 50, .seed = seed},
+        s == 0 ? std::max<Index>(1, o.steps / 7) : 0,
+        lesson};
     std::size_t next = 0;
     const auto add = [&](RowResult row) {
       if (next == rows.size()) rows.emplace_back();
@@ -157,7 +175,8 @@ void run(const Options& o) {
   calm::write_file_atomically(o.out / "learning_curves.svg", curves_of(rows));
   std::cout << "\nKey-value arithmetic: " << o.keys << " keys (a reduction of the paper's 25,000), the bridges see "
             << dictionary.seen().size() << " of them.\nExact match in percent, greedy decoding, " << o.items
-            << " expressions a cell, " << (seeds == 1 ? "[95 % interval]" : "mean +- standard deviation over 3 seeds") << ".\n\n"
+            << " expressions a cell, " << (seeds == 1 ? "[95 % interval]" : "mean +- standard deviation over 3 seeds")
+            << ".\n\n"
             << table.text() << "\nIn " << o.out.string()
             << ": table.txt, table.csv, table.md, learning_curves.svg, models/, adapter/\n";
 }

@@ -12,7 +12,7 @@ namespace key_value {
 
 /// The results of one row over the seeds it was run with.
 struct RowOverSeeds {
-  std::vector<RowResult> runs;   // one for each seed
+  std::vector<RowResult> runs;     // one for each seed
   std::vector<const Score*> base;  // what m_B scored with each seed's evaluation
 };
 
@@ -21,7 +21,8 @@ inline std::string with_spread(const std::vector<double>& values, const std::str
   double mean = 0, squares = 0;
   for (const double v : values) mean += v / static_cast<double>(values.size());
   for (const double v : values) squares += (v - mean) * (v - mean);
-  return calm::message(calm::fixed(mean, 1), " +- ", calm::fixed(std::sqrt(squares / static_cast<double>(values.size() - 1)), 1));
+  return calm::message(calm::fixed(mean, 1), " +- ",
+                       calm::fixed(std::sqrt(squares / static_cast<double>(values.size() - 1)), 1));
 }
 
 /// Percent with its 95 % interval for one seed; mean and standard deviation for several.
@@ -29,7 +30,8 @@ inline std::string cell(const RowOverSeeds& row, std::size_t column) {
   std::vector<double> values;
   for (const RowResult& run : row.runs) values.push_back(run.score.percent(column));
   const auto& right = row.runs.front().score.right[column];
-  const auto interval = calm::wilson_interval(std::count(right.begin(), right.end(), true), static_cast<Index>(right.size()));
+  const auto interval =
+      calm::wilson_interval(std::count(right.begin(), right.end(), true), static_cast<Index>(right.size()));
   return with_spread(values, calm::message(calm::fixed(values[0], 1), " [", calm::fixed(100 * interval.low, 1), ", ",
                                            calm::fixed(100 * interval.high, 1), "]"));
 }

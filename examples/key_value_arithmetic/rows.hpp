@@ -33,9 +33,11 @@ struct RowResult {
   std::vector<CurvePoint> curve;
 };
 
-/// Keys arithmetic over the seen keys with 1 to 3 operands, three quarters of it, and arithmetic on numbers as m_B knows it.
+/// Keys arithmetic over the seen keys with 1 to 3 operands, three quarters of it, and arithmetic on numbers as m_B
+/// knows it.
 inline Task bridge_task(const Dictionary& dictionary, Lesson lesson) {
-  const Task numbers = arithmetic(dictionary, {{0.1, 0.4, 0.5}, lesson == Lesson::direct ? 0.0 : 0.3, 0, 0.1, 0, dictionary.size()});
+  const Task numbers =
+      arithmetic(dictionary, {{0.1, 0.4, 0.5}, lesson == Lesson::direct ? 0.0 : 0.3, 0, 0.1, 0, dictionary.size()});
   return [&dictionary, lesson, numbers](calm::Random& random) {
     if (random.below(4) == 0) return numbers(random);
     const Index operands = 1 + pick(random, {0.2, 0.4, 0.4});
@@ -74,10 +76,12 @@ struct Experiment {
     const Task task = bridge_task(dictionary, what);
     TrainingPlan own = plan;
     own.learning_rate *= rate_factor;
-    row.seconds = train(ctx, model, name, own, [&](Index) { return task; }, [&](Index step, double loss) {
-      if (curve_every > 0 && (step % curve_every == 0 || step == own.steps))
-        row.curve.push_back({step, loss, sample(model, seen_keys), sample(model, unseen_keys)});
-    });
+    row.seconds = train(
+        ctx, model, name, own, [&](Index) { return task; },
+        [&](Index step, double loss) {
+          if (curve_every > 0 && (step % curve_every == 0 || step == own.steps))
+            row.curve.push_back({step, loss, sample(model, seen_keys), sample(model, unseen_keys)});
+        });
     row.score = score_of(model);
     return row;
   }
@@ -101,7 +105,9 @@ struct Experiment {
                          calm::BridgeOptions{.rotary = true, .seed = plan.seed}, augment);
   }
 
-  RowResult model_alone(const std::string& name, const BasePointer& model) const { return {name, score_of(*model), 0, 0, {}}; }
+  RowResult model_alone(const std::string& name, const BasePointer& model) const {
+    return {name, score_of(*model), 0, 0, {}};
+  }
 
   RowResult composed(const std::string& name, const BasePointer& augment, Lesson what) const {
     Composed model = compose_with(augment);
@@ -117,7 +123,8 @@ struct Experiment {
       const Answers values = answer(ctx, *a, prompts);
       std::vector<std::string> rewritten;
       for (std::size_t i = 0; i < prompts.size(); ++i)
-        rewritten.push_back(has_letters(prompts[i]) ? values.texts[i].substr(0, values.texts[i].find('=')) + "=" : prompts[i]);
+        rewritten.push_back(has_letters(prompts[i]) ? values.texts[i].substr(0, values.texts[i].find('=')) + "="
+                                                    : prompts[i]);
       Answers result = answer(ctx, *b, rewritten);
       for (std::size_t i = 0; i < prompts.size(); ++i)
         if (has_letters(prompts[i])) result.texts[i] = rewritten[i] + result.texts[i];
@@ -137,7 +144,8 @@ struct Experiment {
     const auto with_rank = [&](Index rank) {
       return LoraModel(b->spec(), calm::LoraWeights{calm::weights_of(*b), rank, 2.0, plan.seed});
     };
-    const Index rank = std::max<Index>(1, (wanted + calm::count_parameters(with_rank(1)) / 2) / calm::count_parameters(with_rank(1)));
+    const Index rank =
+        std::max<Index>(1, (wanted + calm::count_parameters(with_rank(1)) / 2) / calm::count_parameters(with_rank(1)));
     LoraModel model = with_rank(rank);
     return trained(name, model, lesson);
   }

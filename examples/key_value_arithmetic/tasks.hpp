@@ -37,9 +37,8 @@ Expression random_expression(calm::Random& random, Index operands, const Term& t
 }
 
 inline Expression random_keys(calm::Random& random, Index operands, const std::vector<std::string>& keys) {
-  return random_expression(random, operands, [&] {
-    return keys[static_cast<std::size_t>(random.below(static_cast<Index>(keys.size())))];
-  });
+  return random_expression(
+      random, operands, [&] { return keys[static_cast<std::size_t>(random.below(static_cast<Index>(keys.size())))]; });
 }
 
 /// Numbers from 1 to `largest`; a part `by_length` of them drawn by their number of digits, so that short ones occur.
@@ -48,7 +47,8 @@ inline Expression random_numbers(calm::Random& random, Index operands, Index lar
   return random_expression(random, operands, [&] {
     Index limit = largest;
     if (vary)
-      for (Index digits = random.below(3), power = 10; digits < 3; ++digits) limit = std::min(largest, limit / power + 1);
+      for (Index digits = random.below(3), power = 10; digits < 3; ++digits)
+        limit = std::min(largest, limit / power + 1);
     return std::to_string(1 + random.below(limit));
   });
 }
@@ -68,7 +68,8 @@ inline bool keys_touch_evaluation(const Expression& e, const Dictionary& diction
 }
 
 /// m_A's only task: abc+de-fgh= -> 17+203-45=, over the given keys.
-inline Task substitution(const Dictionary& dictionary, std::vector<std::string> keys, std::vector<double> operand_weights) {
+inline Task substitution(const Dictionary& dictionary, std::vector<std::string> keys,
+                         std::vector<double> operand_weights) {
   return [&dictionary, keys = std::move(keys), operand_weights = std::move(operand_weights)](calm::Random& random) {
     const Index operands = 1 + pick(random, operand_weights);
     const Expression e = for_training([&] { return random_keys(random, operands, keys); },
@@ -87,7 +88,8 @@ struct ArithmeticMix {
 };
 
 /// Unknown words in the shape of an expression, none of them a key.
-inline std::string unknown_words(calm::Random& random, const Dictionary& dictionary, const Expression& like, Form form) {
+inline std::string unknown_words(calm::Random& random, const Dictionary& dictionary, const Expression& like,
+                                 Form form) {
   Expression words{{}, like.operators};
   while (words.terms.size() < like.terms.size()) {
     std::string word = random_word(random);
@@ -98,18 +100,20 @@ inline std::string unknown_words(calm::Random& random, const Dictionary& diction
 
 inline Form random_form(calm::Random& random) { return random.below(2) == 0 ? Form::infix : Form::own_order; }
 
-/// m_B's tasks: 17+203-45= -> 220-45=175; reworded, the expression is written first: 17 plus 203= -> 17+203=220; and after
-/// unknown words, qzx+ab=17+203= -> 220, so that it calculates wherever an expression stands.
+/// m_B's tasks: 17+203-45= -> 220-45=175; reworded, the expression is written first: 17 plus 203= -> 17+203=220; and
+/// after unknown words, qzx+ab=17+203= -> 220, so that it calculates wherever an expression stands.
 inline Task arithmetic(const Dictionary& dictionary, const ArithmeticMix& mix) {
   return [&dictionary, mix](calm::Random& random) {
     const Index operands = 1 + pick(random, mix.operands);
-    const Expression e = for_training([&] {
-      const bool half_solved = operands > 1 && random.uniform() < mix.half_solved;
-      const Index solved = half_solved ? 1 + random.below(2) : 0;
-      Expression drawn = random_numbers(random, operands + solved, mix.largest, mix.by_length);
-      for (Index i = 0; i < solved; ++i) drawn = step(drawn);
-      return drawn;
-    }, touches_evaluation);
+    const Expression e = for_training(
+        [&] {
+          const bool half_solved = operands > 1 && random.uniform() < mix.half_solved;
+          const Index solved = half_solved ? 1 + random.below(2) : 0;
+          Expression drawn = random_numbers(random, operands + solved, mix.largest, mix.by_length);
+          for (Index i = 0; i < solved; ++i) drawn = step(drawn);
+          return drawn;
+        },
+        touches_evaluation);
     const double kind = random.uniform();
     if (operands > 1 && kind < mix.reworded)
       return example(write(e, random_form(random)) + "=", write(e) + "=" + solve(e));
@@ -120,8 +124,7 @@ inline Task arithmetic(const Dictionary& dictionary, const ArithmeticMix& mix) {
       // The numbers of the expression cannot be known from the words: only the operators between them count.
       result.scored.assign(result.completion.size(), true);
       const std::string expression = write(e) + "=";
-      for (std::size_t i = 0; i < expression.size(); ++i)
-        result.scored[i] = expression[i] < '0' || expression[i] > '9';
+      for (std::size_t i = 0; i < expression.size(); ++i) result.scored[i] = expression[i] < '0' || expression[i] > '9';
       return result;
     }
     return example(write(e) + "=", solve(e));

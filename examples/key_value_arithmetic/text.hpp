@@ -18,8 +18,8 @@ inline std::vector<calm::TokenId> encode(std::string_view text) {
   ids.reserve(text.size());
   for (const char c : text) {
     const std::size_t at = characters.find(c);
-    calm::require<calm::ConfigError>(at != std::string_view::npos, "the character '", c, "' is not in the vocabulary \"",
-                                     characters, "\"");
+    calm::require<calm::ConfigError>(at != std::string_view::npos, "the character '", c,
+                                     "' is not in the vocabulary \"", characters, "\"");
     ids.push_back(static_cast<calm::TokenId>(at));
   }
   return ids;

@@ -546,31 +546,40 @@ TEST_CASE("two sessions over one model do not disturb each other") {
 // Errors
 
 TEST_CASE("an error leaves the session as it was") {
-  const ModelSpec large{.vocabulary = 100, .width = 24, .hidden = 40, .blocks = 3, .heads = {3, 3, 8}, .context = 401};
-  const auto augment = std::make_shared<const Llama>(large, TestWeights{2, calm::DType::f32});
-  calm::ComposedModel<Llama, Llama, Plain> model(make_anchor(), {augment, make_plain()}, many_links);
-  randomise(model, 5);
-  Cpu ctx(1);
-  const auto ids = random_tokens(10, 31, 1);
-  auto session = model.make_session(ctx, 2, 10), untouched = model.make_session(ctx, 2, 10);
-  Batch start, too_long, not_a_token, no_slot, rest;
-  start.add({ids.begin(), ids.begin() + 8}, 0, 0);
-  too_long.add({1}, 0, 1);
-  too_long.add({1, 2, 3}, 0, 0);
-  not_a_token.add({5, 40}, 0, 0);  // the first augment has such a token, the anchor and the second augment do not
-  no_slot.add({1}, 0, 2);
-  rest.add({ids.begin() + 8, ids.end()}, 0, 0);
-  advance_logits(model, ctx, session, start);
-  advance_logits(model, ctx, untouched, start);
+  // Token 40 is one of the first augment alone, or of both augments, but never of the anchor.
+  for (const Index second_vocabulary : {31, 100}) {
+    const ModelSpec first{
+        .vocabulary = 100, .width = 24, .hidden = 40, .blocks = 3, .heads = {3, 3, 8}, .context = 401};
+    ModelSpec second = plain_spec();
+    second.vocabulary = second_vocabulary;
+    calm::ComposedModel<Llama, Llama, Plain> model(
+        make_anchor(),
+        {std::make_shared<const Llama>(first, TestWeights{2, calm::DType::f32}),
+         std::make_shared<const Plain>(second, TestWeights{3, calm::DType::f32})},
+        many_links);
+    randomise(model, 5);
+    Cpu ctx(1);
+    const auto ids = random_tokens(10, 31, 1);
+    auto session = model.make_session(ctx, 2, 10), untouched = model.make_session(ctx, 2, 10);
+    Batch start, too_long, not_a_token, no_slot, rest;
+    start.add({ids.begin(), ids.begin() + 8}, 0, 0);
+    too_long.add({1}, 0, 1);
+    too_long.add({1, 2, 3}, 0, 0);
+    not_a_token.add({5, 40}, 0, 0);
+    no_slot.add({1}, 0, 2);
+    rest.add({ids.begin() + 8, ids.end()}, 0, 0);
+    advance_logits(model, ctx, session, start);
+    advance_logits(model, ctx, untouched, start);
 
-  CHECK(contains(message_of<calm::ContextLimitError>([&] { advance_logits(model, ctx, session, too_long); }),
-                 "slot 0 holds 8"));
-  CHECK(contains(message_of<calm::ShapeError>([&] { advance_logits(model, ctx, session, not_a_token); }),
-                 "token 1 is 40"));
-  CHECK(contains(message_of<calm::ShapeError>([&] { advance_logits(model, ctx, session, no_slot); }), "slot 2"));
-  CHECK(session.length(0) == 8);
-  CHECK(session.length(1) == 0);
-  CHECK(same_bits(advance_logits(model, ctx, session, rest), advance_logits(model, ctx, untouched, rest)));
+    CHECK(contains(message_of<calm::ContextLimitError>([&] { advance_logits(model, ctx, session, too_long); }),
+                   "slot 0 holds 8"));
+    CHECK(contains(message_of<calm::ShapeError>([&] { advance_logits(model, ctx, session, not_a_token); }),
+                   "token 1 is 40"));
+    CHECK(contains(message_of<calm::ShapeError>([&] { advance_logits(model, ctx, session, no_slot); }), "slot 2"));
+    CHECK(session.length(0) == 8);
+    CHECK(session.length(1) == 0);
+    CHECK(same_bits(advance_logits(model, ctx, session, rest), advance_logits(model, ctx, untouched, rest)));
+  }
 }
 
 TEST_CASE("a session larger than the context of a model is refused, and so are states of another batch") {

@@ -1,7 +1,8 @@
 // Backend: the operations that a device offers to the modules of nn/ and compose/.
 //
-// All are over views of row-major matrices; a row is a token. `reference` states each operation in plain loops and is the
-// oracle of the others. Kernels are templates on the scalar, never on a model, and no module reads a value on the host.
+// All are over views of row-major matrices; a row is a token. `reference` states each operation in plain loops and is
+// the oracle of the others. Kernels are templates on the scalar, never on a model, and no module reads a value on the
+// host.
 #pragma once
 
 #include <calm/tensor/arena.hpp>
@@ -30,8 +31,8 @@ struct HeadShape {
   Index width = 1;  // of one head
 };
 
-/// One sequence of a ragged batch: rows [first_query, first_query + queries) of the queries, and its own keys and values,
-/// whose rows of kv_heads * width values lie `stride` apart.
+/// One sequence of a ragged batch: rows [first_query, first_query + queries) of the queries, and its own keys and
+/// values, whose rows of kv_heads * width values lie `stride` apart.
 template <class Scalar>
 struct AttentionSequence {
   Index first_query = 0, queries = 0;

@@ -40,7 +40,9 @@ class CpuBackend {
   };
 
   template <class S>
-  FrozenWeight<S> packed(const StoredMatrix& weight) { return {weight}; }
+  FrozenWeight<S> packed(const StoredMatrix& weight) {
+    return {weight};
+  }
 
   template <class S>
   void multiply(FrozenWeight<S> w, MatrixView<const S> x, MatrixView<S> y, WriteMode auto mode) {
@@ -144,7 +146,8 @@ class CpuBackend {
                      MatrixView<S> sines) {
     for_rows(cosines.rows, [&](Index t) {
       for (Index i = 0; i < cosines.cols; ++i) {
-        const S angle = static_cast<S>(positions[static_cast<std::size_t>(t)]) * frequencies[static_cast<std::size_t>(i)];
+        const S angle =
+            static_cast<S>(positions[static_cast<std::size_t>(t)]) * frequencies[static_cast<std::size_t>(i)];
         cosines(t, i) = std::cos(angle);
         sines(t, i) = std::sin(angle);
       }
@@ -210,7 +213,8 @@ class CpuBackend {
   template <class Activation, class S>
   void activation(MatrixView<const S> x, MatrixView<S> h) {
     for_rows(h.rows, [&](Index t) {
-      for_chunks<S>(h.cols, [&](Index j, Index n) { store(h.row(t) + j, n, Activation::value(load(x.row(t) + j, n))); });
+      for_chunks<S>(h.cols,
+                    [&](Index j, Index n) { store(h.row(t) + j, n, Activation::value(load(x.row(t) + j, n))); });
     });
   }
   template <class Activation, class S>
@@ -374,8 +378,7 @@ class CpuBackend {
   template <class Fn>
   void for_columns(Index cols, Fn&& fn) {
     constexpr Index tile = 64;
-    pool_.for_each_tile(ceil_divide(cols, tile),
-                        [&](Index i, int) { fn(i * tile, std::min(tile, cols - i * tile)); });
+    pool_.for_each_tile(ceil_divide(cols, tile), [&](Index i, int) { fn(i * tile, std::min(tile, cols - i * tile)); });
   }
 
   ThreadPool pool_;

@@ -1,7 +1,7 @@
 // Attention of CpuBackend, over ragged sequences with a visible range for each query.
 //
-// A task is one sequence and one key-value head (forward also one tile of queries); scores exist for one tile of queries
-// at a time. The gradient computes them again from log_sum_exp, as FlashAttention does (Dao et al., 2022).
+// A task is one sequence and one key-value head (forward also one tile of queries); scores exist for one tile of
+// queries at a time. The gradient computes them again from log_sum_exp, as FlashAttention does (Dao et al., 2022).
 #pragma once
 
 #include <calm/backend/cpu_product.hpp>
@@ -42,10 +42,11 @@ struct AttentionTile {
   MatrixView<const S> k;  // [keys, width]
   MatrixView<const S> v;
 
-  AttentionTile(MatrixView<const S> queries, const AttentionSequence<S>& sequence, std::span<const VisibleRange> visible,
-                HeadShape heads, Index head, Index offset)
+  AttentionTile(MatrixView<const S> queries, const AttentionSequence<S>& sequence,
+                std::span<const VisibleRange> visible, HeadShape heads, Index head, Index offset)
       : first(sequence.first_query + offset), count(std::min(query_tile, sequence.queries - offset)),
-        range(hull(visible, first, count)), q(queries.middle_rows(first, count).middle_cols(head * heads.width, heads.width)) {
+        range(hull(visible, first, count)),
+        q(queries.middle_rows(first, count).middle_cols(head * heads.width, heads.width)) {
     const Index column = head / (heads.query_heads / heads.kv_heads) * heads.width;
     const Index keys = range.end - range.begin;
     k = {sequence.keys + range.begin * sequence.stride + column, keys, heads.width, sequence.stride};
@@ -76,7 +77,8 @@ void attention(ThreadPool& pool, Scratch& scratch, MatrixView<const S> q,
     const auto target = y.middle_rows(tile.first, tile.count).middle_cols(head * heads.width, heads.width);
     auto& arena = scratch[static_cast<std::size_t>(thread)];
     arena.reset();
-    const auto scores = arena.matrix<S>(tile.count, tile.k.rows);
+    const Index stride = ceil_divide(tile.k.rows, 64) * 64;  // rows begin alike, so that Eigen takes the same lanes
+    const MatrixView<S> scores(arena.allocate<S>(tile.count * stride), tile.count, tile.k.rows, stride);
     if (!scores.empty()) product_abt(arena, tile.q, tile.k, scores, false);
     for (Index i = 0; i < tile.count; ++i) {
       const auto [begin, end] = tile.columns(visible, i);

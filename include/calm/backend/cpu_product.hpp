@@ -1,9 +1,10 @@
 // Matrix products of CpuBackend on fixed tiles.
 //
-// One register tile serves all products: c[i][j] = sum over k of a(i, k) b(k, j), the products of an element added one after
-// the other in the order of k. An element's bits therefore depend on its own row and column alone: not on threads, tile
-// sizes, the batch around it, the width of the machine's vectors, or the size of its caches. Eigen's product is not used
-// for these reasons, and because it packs both operands anew at each call; cpu.hpp uses Eigen's vectorised functions.
+// One register tile serves all products: c[i][j] = sum over k of a(i, k) b(k, j), the products of an element added one
+// after the other in the order of k. An element's bits therefore depend on its own row and column alone: not on
+// threads, tile sizes, the batch around it, the width of the machine's vectors, or the size of its caches. Eigen's
+// product is not used for these reasons, and because it packs both operands anew at each call; cpu.hpp uses Eigen's
+// vectorised functions.
 #pragma once
 
 #include <calm/backend/backend.hpp>
@@ -40,9 +41,11 @@ struct Strided {
   Index row_step, depth_step;
 };
 
-/// c [Rows, 2 vectors] = a b, or added to c; b has `depth` rows of a panel, b_stride apart. c may be narrower: `columns`.
+/// c [Rows, 2 vectors] = a b, or added to c; b has `depth` rows of a panel, b_stride apart. c may be narrower:
+/// `columns`.
 template <Index Rows, class S>
-void register_tile(Index depth, Strided<S> a, const S* b, Index b_stride, S* c, Index c_stride, Index columns, bool add) {
+void register_tile(Index depth, Strided<S> a, const S* b, Index b_stride, S* c, Index c_stride, Index columns,
+                   bool add) {
   using V = Vector<S>;
   constexpr Index lanes = vector_bytes / static_cast<Index>(sizeof(S));
   V sum[Rows][2] = {};
@@ -59,10 +62,12 @@ void register_tile(Index depth, Strided<S> a, const S* b, Index b_stride, S* c, 
   if (add)
     for (Index i = 0; i < Rows; ++i) {
       if (columns < 2 * lanes) edge(i, true);
-      else for (int j = 0; j < 2; ++j) sum[i][j] = *reinterpret_cast<const V*>(c + i * c_stride + j * lanes);
+      else
+        for (int j = 0; j < 2; ++j) sum[i][j] = *reinterpret_cast<const V*>(c + i * c_stride + j * lanes);
     }
   for (Index k = 0; k < depth; ++k) {
-    const V b0 = *reinterpret_cast<const V*>(b + k * b_stride), b1 = *reinterpret_cast<const V*>(b + k * b_stride + lanes);
+    const V b0 = *reinterpret_cast<const V*>(b + k * b_stride),
+            b1 = *reinterpret_cast<const V*>(b + k * b_stride + lanes);
     for (Index i = 0; i < Rows; ++i) {
       const S value = a.data[i * a.row_step + k * a.depth_step];
       sum[i][0] += value * b0;
@@ -71,13 +76,15 @@ void register_tile(Index depth, Strided<S> a, const S* b, Index b_stride, S* c, 
   }
   for (Index i = 0; i < Rows; ++i) {
     if (columns < 2 * lanes) edge(i, false);
-    else for (int j = 0; j < 2; ++j) *reinterpret_cast<V*>(c + i * c_stride + j * lanes) = sum[i][j];
+    else
+      for (int j = 0; j < 2; ++j) *reinterpret_cast<V*>(c + i * c_stride + j * lanes) = sum[i][j];
   }
 }
 
 /// One panel of columns for any number of rows.
 template <class S>
-[[gnu::noinline]] void panel_product(Index rows, Index depth, Strided<S> a, const S* b, Index b_stride, MatrixView<S> c, bool add) {
+[[gnu::noinline]] void panel_product(Index rows, Index depth, Strided<S> a, const S* b, Index b_stride, MatrixView<S> c,
+                                     bool add) {
   Index i = 0;
   const auto at = [&](Index row) { return Strided<S>{a.data + row * a.row_step, a.row_step, a.depth_step}; };
   for (; i + tile_rows <= rows; i += tile_rows)
@@ -86,7 +93,8 @@ template <class S>
   for (; i < rows; ++i) register_tile<1>(depth, at(i), b, b_stride, c.row(i), c.stride, c.cols, add);
 }
 
-/// c = a b for b [depth, columns] with contiguous rows, or added to c. `edge` has room for depth * panel_columns values.
+/// c = a b for b [depth, columns] with contiguous rows, or added to c. `edge` has room for depth * panel_columns
+/// values.
 template <class S>
 void product(Index depth, Strided<S> a, MatrixView<const S> b, MatrixView<S> c, bool add, S* edge) {
   constexpr Index width = panel_columns<S>;
@@ -120,7 +128,9 @@ void pack_transposed(MatrixView<const S> w, Index first_panel, Index panels, S* 
 }
 
 template <class S>
-Index panels_of(Index columns) { return ceil_divide(columns, panel_columns<S>); }
+Index panels_of(Index columns) {
+  return ceil_divide(columns, panel_columns<S>);
+}
 
 /// What a thread needs beside the operands; grows to the largest product.
 using Scratch = std::vector<Arena<HostMemory>>;
@@ -163,7 +173,8 @@ struct PanelForm {
   Matrix<S> values;  // [panels, width * in]
   Index out, in;
 
-  explicit PanelForm(MatrixView<const S> w) : values(panels_of<S>(w.rows), panel_columns<S> * w.cols), out(w.rows), in(w.cols) {
+  explicit PanelForm(MatrixView<const S> w)
+      : values(panels_of<S>(w.rows), panel_columns<S> * w.cols), out(w.rows), in(w.cols) {
     pack_transposed(w, 0, values.rows(), values.data());
   }
   std::size_t bytes() const { return values.bytes(); }
@@ -174,7 +185,8 @@ template <class S, WriteMode Mode>
 void multiply(ThreadPool& pool, MatrixView<const S> x, const PanelForm<S>& w, MatrixView<S> y, Mode) {
   const Index group = panels_of_tile(y.rows), groups = ceil_divide(w.values.rows(), group);
   pool.for_each_tile(ceil_divide(y.rows, rows_of_tile) * groups, [&](Index i, int) {
-    const Index first = i % groups * group, row = i / groups * rows_of_tile, rows = std::min(rows_of_tile, y.rows - row);
+    const Index first = i % groups * group, row = i / groups * rows_of_tile,
+                rows = std::min(rows_of_tile, y.rows - row);
     for (Index p = first; p < std::min(first + group, w.values.rows()); ++p) {
       const Index column = p * panel_columns<S>;
       panel_product<S>(rows, w.in, {x.row(row), x.stride, 1}, &w.values(p, 0), panel_columns<S>,
@@ -190,7 +202,8 @@ void multiply(ThreadPool& pool, Scratch& scratch, MatrixView<const S> x, MatrixV
   const Index group = panels_of_tile(y.rows), groups = ceil_divide(panels_of<S>(w.rows), group);
   constexpr Index many_rows = 8 * rows_of_tile;  // packing is paid for by many rows
   pool.for_each_tile(ceil_divide(y.rows, many_rows) * groups, [&](Index i, int thread) {
-    const Index first = i % groups * group * panel_columns<S>, count = std::min(group * panel_columns<S>, w.rows - first);
+    const Index first = i % groups * group * panel_columns<S>,
+                count = std::min(group * panel_columns<S>, w.rows - first);
     const Index row = i / groups * many_rows, rows = std::min(many_rows, y.rows - row);
     auto& arena = scratch[static_cast<std::size_t>(thread)];
     arena.reset();
@@ -210,8 +223,9 @@ void multiply_input_gradient(ThreadPool& pool, Scratch& scratch, MatrixView<cons
     const Index r = i / groups * rows_of_tile, rows = std::min(rows_of_tile, dx.rows - r);
     auto& arena = scratch[static_cast<std::size_t>(thread)];
     arena.reset();
-    product<S>(dy.cols, {dy.row(r), dy.stride, 1}, w.middle_cols(c, count), dx.middle_rows(r, rows).middle_cols(c, count),
-               std::is_same_v<Mode, Accumulate>, arena.allocate<S>(dy.cols * panel_columns<S>));
+    product<S>(dy.cols, {dy.row(r), dy.stride, 1}, w.middle_cols(c, count),
+               dx.middle_rows(r, rows).middle_cols(c, count), std::is_same_v<Mode, Accumulate>,
+               arena.allocate<S>(dy.cols * panel_columns<S>));
   });
 }
 

@@ -1,7 +1,8 @@
 // Alignment: for each anchor position t, how many augment positions it may see, visible[t].
 //
-// An Aligner turns the anchor's tokens into the augment's, append only: the prompt is given at once, what follows in pieces
-// of any size, and nothing is ever taken back. Training, evaluation and generation call the same function, so they agree.
+// An Aligner turns the anchor's tokens into the augment's, append only: the prompt is given at once, what follows in
+// pieces of any size, and nothing is ever taken back. Training, evaluation and generation call the same function, so
+// they agree.
 #pragma once
 
 #include <calm/core/error.hpp>
@@ -30,8 +31,8 @@ class Aligner {
   virtual ~Aligner() = default;
 
   /// Appends to `augment_ids` the augment's tokens that `anchor_ids` bring, and to `visible` one number for each anchor
-  /// token: how many augment tokens of the sequence it may see, never fewer than the token before it. `prompt` says that
-  /// these tokens are the whole prompt; at most the first call for a sequence has it.
+  /// token: how many augment tokens of the sequence it may see, never fewer than the token before it. `prompt` says
+  /// that these tokens are the whole prompt; at most the first call for a sequence has it.
   virtual void append(AlignmentState& state, std::span<const TokenId> anchor_ids, bool prompt,
                       std::vector<TokenId>& augment_ids, std::vector<Index>& visible) const = 0;
 
@@ -55,9 +56,9 @@ class IdentityAligner final : public Aligner {
 /// The aligned tokens of a batch. Vectors keep their memory from one batch to the next.
 struct AlignedBatch {
   std::vector<TokenId> ids;
-  std::vector<Index> offsets;        // [sequences + 1], of the augment's tokens
-  std::vector<Index> visible;        // [anchor tokens]
-  std::vector<Index> key_positions;  // [augment tokens] the first anchor position that sees each
+  std::vector<Index> offsets;         // [sequences + 1], of the augment's tokens
+  std::vector<Index> visible;         // [anchor tokens]
+  std::vector<Index> key_positions;   // [augment tokens] the first anchor position that sees each
   std::vector<Index> prompt_lengths;  // [sequences] augment tokens that the prompt brought
 
   void clear() {
@@ -73,8 +74,8 @@ struct AlignedBatch {
     const Index first_position = state.anchor_tokens, first_key = state.augment_tokens;
     const std::size_t first_visible = visible.size();
     const auto split = static_cast<std::size_t>(prompt_length);
-    require<ShapeError>(prompt_length >= 0 && split <= anchor_ids.size(), "a prompt of ", prompt_length, " tokens in a sequence of ",
-                        anchor_ids.size());
+    require<ShapeError>(prompt_length >= 0 && split <= anchor_ids.size(), "a prompt of ", prompt_length,
+                        " tokens in a sequence of ", anchor_ids.size());
     if (split > 0) aligner.append(state, anchor_ids.first(split), true, ids, visible);
     prompt_lengths.push_back(state.augment_tokens - first_key);
     aligner.append(state, anchor_ids.subspan(split), false, ids, visible);

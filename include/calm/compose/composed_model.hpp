@@ -1,7 +1,8 @@
 // ComposedModel: a frozen anchor and frozen augments joined by trainable bridges (CALM, arXiv 2401.02412, section 3).
 //
-// It is a Decoder like its anchor, so that every tool takes it and it can be an anchor again: its own links write first,
-// an outer observer reads after them. Anchor and augments are shared and immutable; only the bridges belong to it.
+// It is a Decoder like its anchor, so that every tool takes it and it can be an anchor again: its own links write
+// first, an outer observer reads after them. Anchor and augments are shared and immutable; only the bridges belong to
+// it.
 #pragma once
 
 #include <calm/compose/link_set.hpp>
@@ -33,6 +34,14 @@ class ComposedModel {
     typename Anchor::States anchor;
     std::tuple<typename Augments::States...> inner;
     Buffer<Scalar> lower;  // the anchor's stream after the lowest linked block, before its links
+
+    std::size_t bytes() const {
+      std::size_t total = anchor.bytes() + lower.bytes();
+      std::apply([&](const auto&... states) { ((total += states.bytes()), ...); }, inner);
+      for (const auto& taps : this->tapped)
+        for (const auto& stream : taps.streams) total += stream.bytes();
+      return total;
+    }
   };
 
   struct Tape : LinkTape<Scalar> {
@@ -64,9 +73,9 @@ class ComposedModel {
     std::tuple<typename Augments::Session...> augments_;
     LinkCaches<Scalar> links_;
     std::vector<std::vector<AlignmentState>> alignment_;  // [augments][slots]
-    std::vector<std::vector<AlignmentState>> next_;      // scratch: the states after the tokens that are being added
-    std::vector<AlignedBatch> aligned_;                  // scratch, one for each augment
-    std::vector<TappedStates<Scalar>> tapped_;           // scratch, one for each augment
+    std::vector<std::vector<AlignmentState>> next_;       // scratch: the states after the tokens that are being added
+    std::vector<AlignedBatch> aligned_;                   // scratch, one for each augment
+    std::vector<TappedStates<Scalar>> tapped_;            // scratch, one for each augment
     bool enabled_ = true;
 
     Session(typename Anchor::Session anchor, std::tuple<typename Augments::Session...> augments)
@@ -77,12 +86,11 @@ class ComposedModel {
   /// IdentityAligner everywhere.
   ComposedModel(std::shared_ptr<const Anchor> anchor, AugmentPointers augments, const Links& links,
                 BridgeOptions options = {}, std::vector<std::shared_ptr<const Aligner>> aligners = {})
-      : anchor_(std::move(anchor)),
-        augments_(std::move(augments)),
-        aligners_(std::move(aligners)),
+      : anchor_(std::move(anchor)), augments_(std::move(augments)), aligners_(std::move(aligners)),
         links_(links, checked(anchor_)->spec(), augment_specs(), options) {
     if (aligners_.empty()) aligners_.assign(augment_count, std::make_shared<IdentityAligner>());
-    require<ConfigError>(aligners_.size() == augment_count, aligners_.size(), " aligners for ", augment_count, " augments");
+    require<ConfigError>(aligners_.size() == augment_count, aligners_.size(), " aligners for ", augment_count,
+                         " augments");
   }
 
   const ModelSpec& spec() const { return anchor_->spec(); }
@@ -153,7 +161,8 @@ class ComposedModel {
     NullObserver nothing;
     LinkWriter<NullObserver> writer{links_, states, links_.plans(ctx, batch, states, tape), tape, nothing};
     writer.after_block(ctx, lowest_write(), x);
-    anchor_->run(ctx, batch, states.anchor, x, lowest_write() + 1, spec().blocks, tape ? &tape->anchor : nullptr, writer);
+    anchor_->run(ctx, batch, states.anchor, x, lowest_write() + 1, spec().blocks, tape ? &tape->anchor : nullptr,
+                 writer);
     return x;
   }
 
@@ -168,16 +177,20 @@ class ComposedModel {
 
   /// The head is frozen: gradients go through it only.
   template <class... Grads>
-  void head_backward(auto& ctx, ConstView rows, ConstView dlogits, View drows, const HeadCache& cache, Grads&...) const {
+  void head_backward(auto& ctx, ConstView rows, ConstView dlogits, View drows, const HeadCache& cache,
+                     Grads&...) const {
     anchor_->head_backward(ctx, rows, dlogits, drows, cache);
   }
 
   Session make_session(auto& ctx, Index slots, Index capacity, const SessionOptions& options = {}) const {
     std::vector<TappedStates<Scalar>> taps = links_.empty_taps();
-    Session session(anchor_->make_session(ctx, slots, capacity, SessionOptions{options.blocks}), [&]<std::size_t... I>(std::index_sequence<I...>) {
-      return std::tuple<typename Augments::Session...>(std::get<I>(augments_)->make_session(
-          ctx, slots, options.augments ? room(I, capacity) : 1, SessionOptions{taps[I].depth(), options.augments})...);
-    }(std::index_sequence_for<Augments...>{}));
+    Session session(
+        anchor_->make_session(ctx, slots, capacity, SessionOptions{options.blocks}), [&]<std::size_t... I>(
+                                                                                         std::index_sequence<I...>) {
+          return std::tuple<typename Augments::Session...>(
+              std::get<I>(augments_)->make_session(ctx, slots, options.augments ? room(I, capacity) : 1,
+                                                   SessionOptions{taps[I].depth(), options.augments})...);
+        }(std::index_sequence_for<Augments...>{}));
     session.enabled_ = options.augments;
     if (!options.augments) return session;
     std::vector<Index> rooms;
@@ -198,8 +211,10 @@ class ComposedModel {
     check_ids(batch.ids, spec().vocabulary);
     for_each_augment([&]<std::size_t I>(const auto& augment) { align<I>(augment, session, batch); });
     const auto plans = ctx.arena.template vector<BridgePlan<Scalar>>(augment_count);
-    for_each_augment([&]<std::size_t I>(const auto& augment) { plans[I] = advance_augment<I>(ctx, augment, session, batch); });
-    return anchor_->advance(ctx, session.anchor_, batch, CachedLinkWriter<Observer>{links_, session.links_, plans, batch.slots, observer});
+    for_each_augment(
+        [&]<std::size_t I>(const auto& augment) { plans[I] = advance_augment<I>(ctx, augment, session, batch); });
+    return anchor_->advance(ctx, session.anchor_, batch,
+                            CachedLinkWriter<Observer>{links_, session.links_, plans, batch.slots, observer});
   }
 
   static void visit(auto& self, const std::string& prefix, auto&& fn) {
@@ -255,17 +270,18 @@ class ComposedModel {
 
   template <class Fn>
   void for_each_augment(Fn&& fn) const {
-    [&]<std::size_t... I>(std::index_sequence<I...>) {
-      (fn.template operator()<I>(*std::get<I>(augments_)), ...);
-    }(std::index_sequence_for<Augments...>{});
+    [&]<std::size_t... I>(std::index_sequence<I...>) { (fn.template operator()<I>(*std::get<I>(augments_)), ...); }
+    (std::index_sequence_for<Augments...>{});
   }
 
   std::vector<ModelSpec> augment_specs() const {
     std::vector<ModelSpec> specs;
-    std::apply([&](const auto&... augment) {
-      require<ConfigError>(((augment != nullptr) && ...), "an augment is a null pointer");
-      (specs.push_back(augment->spec()), ...);
-    }, augments_);
+    std::apply(
+        [&](const auto&... augment) {
+          require<ConfigError>(((augment != nullptr) && ...), "an augment is a null pointer");
+          (specs.push_back(augment->spec()), ...);
+        },
+        augments_);
     return specs;
   }
 
@@ -276,7 +292,8 @@ class ComposedModel {
                              static_cast<std::size_t>(batch.length(s)));
   }
 
-  /// The tokens of an augment that the batch brings, into the session's scratch. Throws before anything else has changed.
+  /// The tokens of an augment that the batch brings, into the session's scratch. Throws before anything else has
+  /// changed.
   template <std::size_t I>
   void align(const auto& augment, Session& session, const TokenBatch& batch) const {
     AlignedBatch& aligned = session.aligned_[I];

@@ -3,7 +3,8 @@
 //   P = norm_A(A) W_proj^T,  Q = norm_B(X) W_Q^T,  K = P W_K^T,  V = P W_V^T
 //   delta[t] = sum over s < visible[t] of softmax_s(Q[t] K[s]^T / sqrt(head width)) V[s] W_O^T,  times the gate
 //
-// The sizes of options are numbers. All weights are trainable; a caller without gradients uses the bridge as a frozen one.
+// The sizes of options are numbers. All weights are trainable; a caller without gradients uses the bridge as a frozen
+// one.
 #pragma once
 
 #include <calm/compose/projection.hpp>
@@ -18,12 +19,12 @@ enum class Gate : std::uint8_t {
 };
 
 struct BridgeOptions {
-  Index heads = 0;           // 0: as many as the anchor has
-  bool norms = true;         // RMS norms (weight, epsilon 1e-6) on both inputs
-  bool zero_output = true;   // W_O starts as zero, so that a fresh bridge changes nothing
+  Index heads = 0;          // 0: as many as the anchor has
+  bool norms = true;        // RMS norms (weight, epsilon 1e-6) on both inputs
+  bool zero_output = true;  // W_O starts as zero, so that a fresh bridge changes nothing
   Gate gate = Gate::one;
-  bool rotary = false;       // rotary positions on Q and K, base 10000
-  Index rank = 0;            // of the projection; 0: full
+  bool rotary = false;  // rotary positions on Q and K, base 10000
+  Index rank = 0;       // of the projection; 0: full
   std::uint64_t seed = 0;
 
   friend bool operator==(const BridgeOptions&, const BridgeOptions&) = default;
@@ -65,13 +66,13 @@ class CrossAttentionBridge {
   };
 
   CrossAttentionBridge(const std::string& name, Index anchor_width, Index augment_width, const BridgeOptions& options)
-      : options_(options),
-        projection_(anchor_width, augment_width, options.rank, options.seed, name + ".projection"),
+      : options_(options), projection_(anchor_width, augment_width, options.rank, options.seed, name + ".projection"),
         q_(random_linear<Scalar>(anchor_width, anchor_width, options.seed, name + ".q_proj")),
         k_(random_linear<Scalar>(anchor_width, anchor_width, options.seed, name + ".k_proj")),
         v_(random_linear<Scalar>(anchor_width, anchor_width, options.seed, name + ".v_proj")),
-        o_(starts_as_zero(options) ? Matrix<Scalar>(anchor_width, anchor_width)
-                                   : random_linear<Scalar>(anchor_width, anchor_width, options.seed, name + ".o_proj")) {
+        o_(starts_as_zero(options)
+               ? Matrix<Scalar>(anchor_width, anchor_width)
+               : random_linear<Scalar>(anchor_width, anchor_width, options.seed, name + ".o_proj")) {
     require<ConfigError>(options.heads > 0 && anchor_width % options.heads == 0, name, ": ", options.heads,
                          " heads do not divide the anchor's width ", anchor_width);
     require<ConfigError>(!options.rotary || anchor_width / options.heads % 2 == 0, name,
@@ -108,8 +109,8 @@ class CrossAttentionBridge {
     const ConstView ddelta = through_gate(ctx, dtotal, cache, grads...);
     const View dy = like(ddelta), dq = like(ddelta), dk = like(cache.attention.k), dv = like(cache.attention.v);
     o_.backward(ctx, ConstView(cache.attention.y), ddelta, dy, Assign{}, grads...);
-    attend_backward(ctx, cache.attention, plan.query_offsets, plan.key_offsets, plan.visible, heads(), ConstView(dy), dq, dk,
-                    dv);
+    attend_backward(ctx, cache.attention, plan.query_offsets, plan.key_offsets, plan.visible, heads(), ConstView(dy),
+                    dq, dk, dv);
     if (options_.rotary) {
       Rotary<Scalar>::backward(ctx, dq, plan.query_angles, options_.heads);
       Rotary<Scalar>::backward(ctx, dk, plan.key_angles, options_.heads);
@@ -131,7 +132,8 @@ class CrossAttentionBridge {
     const Index separate = narrow + rank_or_width * (projection_.rank() > 0 ? projection_.to() : projection_.from()) +
                            2 * projection_.to() * projection_.to();
     if (2 * projection_.to() * projection_.from() >= separate) return {};
-    return {projection_.folded_under(ctx, k_.weight().value.view()), projection_.folded_under(ctx, v_.weight().value.view())};
+    return {projection_.folded_under(ctx, k_.weight().value.view()),
+            projection_.folded_under(ctx, v_.weight().value.view())};
   }
 
   /// Appends the keys and values of new augment positions to the slots of a cache.
@@ -162,7 +164,8 @@ class CrossAttentionBridge {
     Cache cache;
     query(ctx, plan, x, cache);
     const View y = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
-    attend_cached(ctx, rows, ConstView(cache.attention.q), plan.query_offsets, slots, key_counts, plan.visible, heads(), y);
+    attend_cached(ctx, rows, ConstView(cache.attention.q), plan.query_offsets, slots, key_counts, plan.visible, heads(),
+                  y);
     output(ctx, ConstView(y), total, cache);
   }
 
@@ -192,7 +195,8 @@ class CrossAttentionBridge {
 
   HeadShape heads() const { return {options_.heads, options_.heads, q_.out() / options_.heads}; }
 
-  static View normed(auto& ctx, const OptionalNorm& norm, ConstView x, typename RmsNorm<Trainable, Scalar>::Cache& cache) {
+  static View normed(auto& ctx, const OptionalNorm& norm, ConstView x,
+                     typename RmsNorm<Trainable, Scalar>::Cache& cache) {
     const View y = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
     if (norm) norm->forward(ctx, x, y, cache);
     else ctx.backend.scale(x, 1, y);
@@ -230,8 +234,7 @@ class CrossAttentionBridge {
     v_.backward(ctx, ConstView(cache.projected), dv, dprojected, Accumulate{}, grads);
     const View dnormed = norm_augment_ ? ctx.arena.template matrix<Scalar>(a.rows, a.cols) : View{};
     projection_.backward(ctx, ConstView(cache.normed_augment), ConstView(dprojected), dnormed, cache.projection, grads);
-    if (norm_augment_)
-      norm_augment_->backward(ctx, a, ConstView(dnormed), View{}, Assign{}, cache.norm_augment, grads);
+    if (norm_augment_) norm_augment_->backward(ctx, a, ConstView(dnormed), View{}, Assign{}, cache.norm_augment, grads);
   }
 
   BridgeOptions options_;

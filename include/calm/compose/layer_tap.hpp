@@ -11,7 +11,7 @@ namespace calm::inline CALM_ABI {
 /// The streams that were tapped, one [T, D] for each tapped block.
 template <class Scalar>
 struct TappedStates {
-  std::vector<Index> blocks;             // ascending, distinct
+  std::vector<Index> blocks;            // ascending, distinct
   std::vector<Buffer<Scalar>> streams;  // as blocks
 
   explicit TappedStates(std::vector<Index> tapped = {}) : blocks(std::move(tapped)) {

@@ -62,8 +62,8 @@ class Links {
     require<ConfigError>(link.augment >= 0 && link.augment < augments, name, ": there is no augment ", link.augment,
                          "; they are counted from 0 and there are ", augments);
     const Index blocks = augment_blocks[static_cast<std::size_t>(link.augment)];
-    require<ConfigError>(link.tap >= 0 && link.tap < blocks, name, ": augment ", link.augment, " has no block ", link.tap,
-                         "; its blocks are 0 to ", blocks - 1);
+    require<ConfigError>(link.tap >= 0 && link.tap < blocks, name, ": augment ", link.augment, " has no block ",
+                         link.tap, "; its blocks are 0 to ", blocks - 1);
     require<ConfigError>(link.write >= 0 && link.write < anchor_blocks, name, ": the anchor has no block ", link.write,
                          "; its blocks are 0 to ", anchor_blocks - 1);
     for (std::size_t other = 0; other < k; ++other)

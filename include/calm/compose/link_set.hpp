@@ -1,5 +1,5 @@
-// LinkSet: the links of a composition with their bridges, and what they do to the anchor's stream: write into it, pass its
-// gradient, and keep what decoding needs.
+// LinkSet: the links of a composition with their bridges, and what they do to the anchor's stream: write into it, pass
+// its gradient, and keep what decoding needs.
 //
 // It sees states, visible ranges and positions, and knows nothing of the models.
 #pragma once
@@ -121,8 +121,10 @@ class LinkSet {
     return plans;
   }
 
-  /// Adds what the links of a block contribute. With a tape x moves to a new place, since the gradient reads the old one.
-  void write(auto& ctx, Index block, const AugmentStates<Scalar>& states, Plans plans, LinkTape<Scalar>* tape, View& x) const {
+  /// Adds what the links of a block contribute. With a tape x moves to a new place, since the gradient reads the old
+  /// one.
+  void write(auto& ctx, Index block, const AugmentStates<Scalar>& states, Plans plans, LinkTape<Scalar>* tape,
+             View& x) const {
     const auto& here = at_block_[static_cast<std::size_t>(block)];
     if (here.empty() || !states.augments) return;
     const auto add_all = [&](View total, View target) {
@@ -137,7 +139,8 @@ class LinkSet {
       ctx.backend.add(ConstView(total), target);
     };
     if (tape) {
-      const View total = ctx.arena.template matrix<Scalar>(x.rows, x.cols), y = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
+      const View total = ctx.arena.template matrix<Scalar>(x.rows, x.cols),
+                 y = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
       add_all(total, y);
       x = y;
     } else {
@@ -146,8 +149,8 @@ class LinkSet {
     }
   }
 
-  /// The gradient of write: that of the stream after the links becomes, where it is asked for, that before them; with grads
-  /// also adds to those of the bridges.
+  /// The gradient of write: that of the stream after the links becomes, where it is asked for, that before them; with
+  /// grads also adds to those of the bridges.
   template <class... Grads>
   void read_gradient(auto& ctx, Index block, const AugmentStates<Scalar>& states, const LinkTape<Scalar>& tape, View dx,
                      bool input_gradient, Grads&... grads) const {
@@ -167,7 +170,8 @@ class LinkSet {
   LinkCaches<Scalar> make_caches(auto& ctx, Index slots, const std::vector<Index>& rooms) const {
     LinkCaches<Scalar> caches;
     for (std::size_t a = 0; a < augments_; ++a) {
-      const auto layers = std::count_if(links_.begin(), links_.end(), [&](const Link& l) { return l.augment == static_cast<Index>(a); });
+      const auto layers = std::count_if(links_.begin(), links_.end(),
+                                        [&](const Link& l) { return l.augment == static_cast<Index>(a); });
       caches.augments.emplace_back(layers, slots, rooms[a], bridges_.front().anchor_width());
     }
     for (const Bridge& bridge : bridges_) caches.folded.push_back(bridge.fold(ctx));
@@ -184,7 +188,8 @@ class LinkSet {
   }
 
   /// write() for new tokens, over what the caches hold.
-  void write_cached(auto& ctx, Index block, LinkCaches<Scalar>& caches, Plans plans, std::span<const Index> slots, View x) const {
+  void write_cached(auto& ctx, Index block, LinkCaches<Scalar>& caches, Plans plans, std::span<const Index> slots,
+                    View x) const {
     const auto& here = at_block_[static_cast<std::size_t>(block)];
     if (here.empty()) return;
     const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
@@ -214,7 +219,8 @@ class LinkSet {
   }
 
   std::vector<Link> links_;
-  std::vector<std::vector<std::size_t>> at_block_;  // links that write after each block, in the order of augment and tap
+  std::vector<std::vector<std::size_t>>
+      at_block_;  // links that write after each block, in the order of augment and tap
   std::size_t augments_;
   BridgeOptions options_;
   std::vector<Bridge> bridges_;

@@ -20,7 +20,8 @@ class Projection {
 
   /// `rank` 0: one map [to, from]; else down [rank, from], then up [to, rank].
   Projection(Index to, Index from, Index rank, std::uint64_t seed, const std::string& name) {
-    require<ConfigError>(rank >= 0 && rank <= std::min(to, from), name, ": rank ", rank, " of a map [", to, ", ", from, "]");
+    require<ConfigError>(rank >= 0 && rank <= std::min(to, from), name, ": rank ", rank, " of a map [", to, ", ", from,
+                         "]");
     if (rank == 0) {
       full_.emplace(random_linear<Scalar>(to, from, seed, name));
     } else {
@@ -32,8 +33,8 @@ class Projection {
   void forward(auto& ctx, ConstView x, View y, Cache& cache) const {
     if (full_) return full_->forward(ctx, x, y, Assign{});  // [T, D_A] -> [T, D_B]
     cache.down = ctx.arena.template matrix<Scalar>(x.rows, down_->out());
-    down_->forward(ctx, x, cache.down, Assign{});            // [T, D_A] -> [T, rank]
-    up_->forward(ctx, ConstView(cache.down), y, Assign{});   // [T, rank] -> [T, D_B]
+    down_->forward(ctx, x, cache.down, Assign{});           // [T, D_A] -> [T, rank]
+    up_->forward(ctx, ConstView(cache.down), y, Assign{});  // [T, rank] -> [T, D_B]
   }
 
   void backward(auto& ctx, ConstView x, ConstView dy, View dx, const Cache& cache, Gradients<Scalar>& grads) const {
@@ -52,7 +53,8 @@ class Projection {
     }
     Matrix<Scalar> narrow(w.rows, rank());
     ctx.backend.multiply_input_gradient(up_->weight().value.view(), w, narrow.view(), Assign{});
-    ctx.backend.multiply_input_gradient(down_->weight().value.view(), ConstView(narrow.view()), result.view(), Assign{});
+    ctx.backend.multiply_input_gradient(down_->weight().value.view(), ConstView(narrow.view()), result.view(),
+                                        Assign{});
     return result;
   }
 

@@ -1,7 +1,7 @@
 // The one place of the library that reads preprocessor switches.
 //
-// CALM_ABI names the inline namespace that holds everything. It differs for every combination of CALM_WITH_... flags, so
-// that two translation units built with different flags fail to link instead of mixing silently.
+// CALM_ABI names the inline namespace that holds everything. It differs for every combination of CALM_WITH_... flags,
+// so that two translation units built with different flags fail to link instead of mixing silently.
 #pragma once
 
 #include <cstdint>

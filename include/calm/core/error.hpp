@@ -58,17 +58,17 @@ class ContextLimitError : public Error {
 /// One part of a message: text or a number. Made on the spot, for the length of a call.
 class MessagePart {
  public:
-  MessagePart(std::string_view text) : text_(text) {}       // NOLINT(google-explicit-constructor)
-  MessagePart(const std::string& text) : text_(text) {}     // NOLINT(google-explicit-constructor)
-  MessagePart(const char* text) : text_(text) {}            // NOLINT(google-explicit-constructor)
-  MessagePart(char c) : size_(1) { digits_[0] = c; }        // NOLINT(google-explicit-constructor)
+  MessagePart(std::string_view text) : text_(text) {}    // NOLINT(google-explicit-constructor)
+  MessagePart(const std::string& text) : text_(text) {}  // NOLINT(google-explicit-constructor)
+  MessagePart(const char* text) : text_(text) {}         // NOLINT(google-explicit-constructor)
+  MessagePart(char c) : size_(1) { digits_[0] = c; }     // NOLINT(google-explicit-constructor)
   template <std::integral Number>
-  MessagePart(Number x) {                                   // NOLINT(google-explicit-constructor)
+  MessagePart(Number x) {  // NOLINT(google-explicit-constructor)
     if constexpr (std::signed_integral<Number>) print("%lld", static_cast<long long>(x));
     else print("%llu", static_cast<unsigned long long>(x));
   }
   template <std::floating_point Number>
-  MessagePart(Number x) {                                   // NOLINT(google-explicit-constructor)
+  MessagePart(Number x) {  // NOLINT(google-explicit-constructor)
     print("%g", static_cast<double>(x));
   }
 
@@ -105,7 +105,8 @@ template <class E>
 /// Throws E with the joined message unless `condition` holds.
 template <class E, class... Parts>
 void require(bool condition, const Parts&... parts) {
-  if (!condition) [[unlikely]] fail<E>({MessagePart(parts)...});
+  if (!condition) [[unlikely]]
+    fail<E>({MessagePart(parts)...});
 }
 
 }  // namespace calm::inline CALM_ABI

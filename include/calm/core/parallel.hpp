@@ -41,15 +41,18 @@ class ThreadPool {
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-  /// Calls `tile(i, thread)` for every i in [0, count) and returns when all have ended. `thread` lies in [0, size()) and
-  /// belongs to one thread for the length of the call. The first exception of a tile is rethrown here. A thread that the
-  /// system does not run holds nothing up but the tile that it has taken.
+  /// Calls `tile(i, thread)` for every i in [0, count) and returns when all have ended. `thread` lies in [0, size())
+  /// and belongs to one thread for the length of the call. The first exception of a tile is rethrown here. A thread
+  /// that the system does not run holds nothing up but the tile that it has taken.
   template <class Tile>
   void for_each_tile(Index count, Tile&& tile) {
     using Function = std::remove_reference_t<Tile>;
-    run(count, [](const void* function, Index i, int thread) {
-      (*static_cast<Function*>(const_cast<void*>(function)))(i, thread);
-    }, &tile);
+    run(
+        count,
+        [](const void* function, Index i, int thread) {
+          (*static_cast<Function*>(const_cast<void*>(function)))(i, thread);
+        },
+        &tile);
   }
 
  private:
@@ -77,8 +80,8 @@ class ThreadPool {
     if (failed_.exchange(false)) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
-  /// Takes tiles of the current call until none is left. A ticket is the call's number and the next tile: taking one fails
-  /// when the call has ended meanwhile, so what was read of the call before is then not used.
+  /// Takes tiles of the current call until none is left. A ticket is the call's number and the next tile: taking one
+  /// fails when the call has ended meanwhile, so what was read of the call before is then not used.
   bool take_tiles(int thread) {
     bool any = false;
     for (std::uint64_t ticket = ticket_.load();;) {

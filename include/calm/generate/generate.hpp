@@ -21,13 +21,13 @@ enum class FinishReason : std::uint8_t { end_token, stop_string, length, context
 
 struct GenerateOptions {
   Index max_new_tokens = 128;
-  TokenId end_token = -1;               // -1: none
+  TokenId end_token = -1;  // -1: none
   SamplerOptions sampler;
-  std::vector<std::string> stop;        // needs `text_of`; the text ends before the first that appears
+  std::vector<std::string> stop;  // needs `text_of`; the text ends before the first that appears
   std::function<std::string(TokenId)> text_of;
   AtContextLimit at_limit = AtContextLimit::error;
-  Index batch = 256;                    // prompts that run side by side
-  bool augments = true;                 // false: a composed model generates as its anchor alone
+  Index batch = 256;     // prompts that run side by side
+  bool augments = true;  // false: a composed model generates as its anchor alone
 };
 
 /// A token as it is streamed: which prompt it continues, and the text that is now certain not to begin a stop string.
@@ -101,9 +101,9 @@ struct Running {
 
 /// Continues each prompt (at least one token each). `stream`, where given, is called with every token as it comes.
 template <class Model, class Ctx>
-  requires LanguageModel<Model, Ctx>
-std::vector<Generation> generate(Ctx& ctx, const Model& model, std::span<const std::vector<TokenId>> prompts,
-                                 const GenerateOptions& options, const std::function<void(const StreamedToken&)>& stream = {}) {
+requires LanguageModel<Model, Ctx> std::vector<Generation> generate(
+    Ctx& ctx, const Model& model, std::span<const std::vector<TokenId>> prompts, const GenerateOptions& options,
+    const std::function<void(const StreamedToken&)>& stream = {}) {
   using Scalar = typename Model::Scalar;
   using ConstView = MatrixView<const Scalar>;
   require<ConfigError>(options.stop.empty() || options.text_of, "stop strings need text_of, the text of a token");
@@ -123,8 +123,9 @@ std::vector<Generation> generate(Ctx& ctx, const Model& model, std::span<const s
     const std::size_t end = std::min(prompts.size(), begin + static_cast<std::size_t>(options.batch));
     Index longest = 0;
     for (std::size_t p = begin; p < end; ++p) longest = std::max(longest, static_cast<Index>(prompts[p].size()));
-    auto session = model.make_session(ctx, static_cast<Index>(end - begin), std::min(context, longest + options.max_new_tokens),
-                                      SessionOptions{-1, options.augments});
+    auto session =
+        model.make_session(ctx, static_cast<Index>(end - begin), std::min(context, longest + options.max_new_tokens),
+                           SessionOptions{-1, options.augments});
     std::vector<generation::Running> running;
     std::vector<TokenId> ids;
     std::vector<Index> offsets{0}, lengths, slots, last_rows;
@@ -137,7 +138,8 @@ std::vector<Generation> generate(Ctx& ctx, const Model& model, std::span<const s
     }
     for (Index produced = 0; produced < options.max_new_tokens && !running.empty(); ++produced) {
       ctx.arena.reset();
-      const MatrixView<Scalar> x = model.advance(ctx, session, TokenBatch{ids, offsets, lengths, slots}, NullObserver{});
+      const MatrixView<Scalar> x =
+          model.advance(ctx, session, TokenBatch{ids, offsets, lengths, slots}, NullObserver{});
       const auto rows = ctx.arena.template matrix<Scalar>(static_cast<Index>(running.size()), x.cols);
       const auto logits = ctx.arena.template matrix<Scalar>(rows.rows, model.spec().vocabulary);
       last_rows.clear();
@@ -154,7 +156,8 @@ std::vector<Generation> generate(Ctx& ctx, const Model& model, std::span<const s
         auto& now = running[i];
         Generation& result = results[now.prompt];
         const SampledToken token =
-            sampler(std::span<const Scalar>(logits.row(static_cast<Index>(i)), static_cast<std::size_t>(logits.cols)), now.random);
+            sampler(std::span<const Scalar>(logits.row(static_cast<Index>(i)), static_cast<std::size_t>(logits.cols)),
+                    now.random);
         const bool ended = token.id == options.end_token;
         bool stopped = false;
         if (!ended) {

@@ -33,14 +33,17 @@ class Sampler {
     require<ConfigError>(options.top_p > 0 && options.top_p <= 1, "top_p must lie in (0, 1], found ", options.top_p);
   }
 
-  /// Of equally likely tokens the one with the lowest id wins. Throws NumericError where no logit is finite or one is NaN.
+  /// Of equally likely tokens the one with the lowest id wins. Throws NumericError where no logit is finite or one is
+  /// NaN.
   template <class Scalar>
   SampledToken operator()(std::span<const Scalar> logits, Random& random) {
     const auto best = std::max_element(logits.begin(), logits.end());
-    for (const Scalar x : logits) require<NumericError>(!std::isnan(x), "a logit is NaN: the model's weights or inputs are broken");
+    for (const Scalar x : logits)
+      require<NumericError>(!std::isnan(x), "a logit is NaN: the model's weights or inputs are broken");
     require<NumericError>(std::isfinite(*best), "the largest logit is ", *best);
     const double log_total = log_sum_exp(logits, *best);
-    const auto chosen = options_.temperature == 0 ? static_cast<std::size_t>(best - logits.begin()) : draw(logits, random);
+    const auto chosen =
+        options_.temperature == 0 ? static_cast<std::size_t>(best - logits.begin()) : draw(logits, random);
     return {static_cast<TokenId>(chosen), static_cast<double>(logits[chosen]) - log_total};
   }
 
@@ -56,8 +59,11 @@ class Sampler {
   std::size_t draw(std::span<const Scalar> logits, Random& random) {
     order_.resize(logits.size());
     std::iota(order_.begin(), order_.end(), std::size_t{0});
-    const auto more_likely = [&](std::size_t a, std::size_t b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; };
-    const std::size_t keep = options_.top_k > 0 ? std::min(logits.size(), static_cast<std::size_t>(options_.top_k)) : logits.size();
+    const auto more_likely = [&](std::size_t a, std::size_t b) {
+      return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+    };
+    const std::size_t keep =
+        options_.top_k > 0 ? std::min(logits.size(), static_cast<std::size_t>(options_.top_k)) : logits.size();
     std::partial_sort(order_.begin(), order_.begin() + static_cast<std::ptrdiff_t>(keep), order_.end(), more_likely);
     weights_.resize(keep);
     double total = 0;

@@ -1,7 +1,7 @@
 // Adapters: the trained bridges of a composition as a folder, adapter_model.safetensors and adapter_config.json.
 //
-// The configuration names the options, the links, and for each base its architecture, sizes, tokenizer and content hash. An
-// adapter for other bases is refused.
+// The configuration names the options, the links, and for each base its architecture, sizes, tokenizer and content
+// hash. An adapter for other bases is refused.
 #pragma once
 
 #include <calm/compose/composed_model.hpp>
@@ -30,16 +30,23 @@ inline std::string to_json(const AdapterConfig& config) {
   for (const Link& link : config.links)
     links.push_back({{"augment", link.augment}, {"tap", link.tap}, {"write", link.write}});
   for (const BaseDescription& base : config.bases) {
-    const nlohmann::ordered_json tokenizer = base.tokenizer.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(base.tokenizer);
-    bases.push_back({{"role", bases.empty() ? "anchor" : "augment"}, {"architecture", base.architecture},
-                     {"sizes", base.sizes}, {"tokenizer", tokenizer}, {"content_hash", base.content_hash}});
+    const nlohmann::ordered_json tokenizer =
+        base.tokenizer.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(base.tokenizer);
+    bases.push_back({{"role", bases.empty() ? "anchor" : "augment"},
+                     {"architecture", base.architecture},
+                     {"sizes", base.sizes},
+                     {"tokenizer", tokenizer},
+                     {"content_hash", base.content_hash}});
   }
   const nlohmann::ordered_json document = {
       {"peft_type", "CALM"},
       {"format_version", format_version},
-      {"options", {{"heads", config.options.heads}, {"norms", config.options.norms},
-                   {"gate", config.options.gate == Gate::tanh ? "tanh" : "one"}, {"rotary", config.options.rotary},
-                   {"rank", config.options.rank}}},
+      {"options",
+       {{"heads", config.options.heads},
+        {"norms", config.options.norms},
+        {"gate", config.options.gate == Gate::tanh ? "tanh" : "one"},
+        {"rotary", config.options.rotary},
+        {"rank", config.options.rank}}},
       {"links", links},
       {"bases", bases},
   };
@@ -53,8 +60,8 @@ inline void check_bases(const std::string& where, const std::vector<BaseDescript
   for (std::size_t i = 0; i < stored.size(); ++i) {
     const std::string role = i == 0 ? "the anchor" : message("augment ", i - 1);
     const auto same = [&](const char* what, const std::string& expected, const std::string& found) {
-      require<FormatError>(expected == found, where, ": ", role, " of the adapter has the ", what, " ", in_quotes(expected),
-                           ", but the given one has ", in_quotes(found));
+      require<FormatError>(expected == found, where, ": ", role, " of the adapter has the ", what, " ",
+                           in_quotes(expected), ", but the given one has ", in_quotes(found));
     };
     same("architecture", stored[i].architecture, given[i].architecture);
     same("sizes", stored[i].sizes, given[i].sizes);
@@ -80,10 +87,12 @@ inline AdapterConfig read_adapter_config(const std::filesystem::path& folder) {
   config.options.rotary = get_boolean(options, "rotary", where);
   config.options.rank = get_integer(options, "rank", where, 0, Index{1} << 31);
   const std::string gate = get_string(options, "gate", where);
-  require<FormatError>(gate == "one" || gate == "tanh", where, ": \"gate\" is ", in_quotes(gate), ", expected \"one\" or \"tanh\"");
+  require<FormatError>(gate == "one" || gate == "tanh", where, ": \"gate\" is ", in_quotes(gate),
+                       ", expected \"one\" or \"tanh\"");
   config.options.gate = gate == "tanh" ? Gate::tanh : Gate::one;
   for (const Json& link : get_array(document, "links", where))
-    config.links.push_back({get_integer(link, "augment", where, 0, 1 << 20), get_integer(link, "tap", where, 0, 1 << 20),
+    config.links.push_back({get_integer(link, "augment", where, 0, 1 << 20),
+                            get_integer(link, "tap", where, 0, 1 << 20),
                             get_integer(link, "write", where, 0, 1 << 20)});
   for (const Json& base : get_array(document, "bases", where))
     config.bases.push_back({get_string(base, "architecture", where), get_string(base, "sizes", where),
@@ -108,19 +117,22 @@ void save_adapter(const Composed& model, const std::filesystem::path& folder) {
   std::filesystem::create_directories(folder);
   const auto bases = [&]<std::size_t... I>(std::index_sequence<I...>) {
     return describe_bases(model.anchor(), model.template augment<I>()...);
-  }(std::make_index_sequence<Composed::augment_count>{});
+  }
+  (std::make_index_sequence<Composed::augment_count>{});
   write_file_atomically(folder / "adapter_config.json", adapter::to_json({model.options(), model.links(), bases}));
   save_adapter_weights(model, folder);
 }
 
-/// Composes the given models as an adapter says and loads its bridges. Throws FormatError where the adapter belongs to other
-/// models (naming both), or where a tensor is missing, unknown or of another shape.
+/// Composes the given models as an adapter says and loads its bridges. Throws FormatError where the adapter belongs to
+/// other models (naming both), or where a tensor is missing, unknown or of another shape.
 template <class Anchor, class... Augments>
-ComposedModel<Anchor, Augments...> load_adapter(const std::filesystem::path& folder, std::shared_ptr<const Anchor> anchor,
+ComposedModel<Anchor, Augments...> load_adapter(const std::filesystem::path& folder,
+                                                std::shared_ptr<const Anchor> anchor,
                                                 std::shared_ptr<const Augments>... augments) {
   const AdapterConfig config = read_adapter_config(folder);
   adapter::check_bases((folder / "adapter_config.json").string(), config.bases, describe_bases(*anchor, *augments...));
-  ComposedModel<Anchor, Augments...> model = compose(std::move(anchor), Links(config.links), config.options, std::move(augments)...);
+  ComposedModel<Anchor, Augments...> model =
+      compose(std::move(anchor), Links(config.links), config.options, std::move(augments)...);
   const SafetensorsFile file(folder / "adapter_model.safetensors");
   std::size_t used = 0;
   for_each_parameter(model, [&](const std::string& name, auto& parameter) {

@@ -41,14 +41,17 @@ inline ModelSpec read_config_json(const std::filesystem::path& path, std::string
   const Json config = read_json(path);
   const std::string where = path.string();
   const std::string type = get_string(config, "model_type", where);
-  require<FormatError>(type == model_type, where, ": the model is of type ", in_quotes(type), ", expected \"", model_type, "\"");
+  require<FormatError>(type == model_type, where, ": the model is of type ", in_quotes(type), ", expected \"",
+                       model_type, "\"");
   const auto refuse = [&](const char* key) {
-    require<FormatError>(!get_boolean_or(config, key, false, where), where, ": \"", key, "\" is true; biases are not known here");
+    require<FormatError>(!get_boolean_or(config, key, false, where), where, ": \"", key,
+                         "\" is true; biases are not known here");
   };
   refuse("attention_bias");
   refuse("mlp_bias");
   const std::string activation = get_string_or(config, "hidden_act", "silu", where);
-  require<FormatError>(activation == "silu", where, ": the activation is ", in_quotes(activation), ", expected \"silu\"");
+  require<FormatError>(activation == "silu", where, ": the activation is ", in_quotes(activation),
+                       ", expected \"silu\"");
 
   constexpr Index most = Index{1} << 31;
   ModelSpec spec;
@@ -67,7 +70,8 @@ inline ModelSpec read_config_json(const std::filesystem::path& path, std::string
     const Json* rope = find_value(config, key, where);
     if (!rope) continue;
     const std::string kind = get_string_or(*rope, "rope_type", get_string_or(*rope, "type", "default", where), where);
-    require<FormatError>(kind == "default", where, ": rotary positions of type ", in_quotes(kind), " are not known here");
+    require<FormatError>(kind == "default", where, ": rotary positions of type ", in_quotes(kind),
+                         " are not known here");
     spec.rotary_base = get_number_or(*rope, "rope_theta", spec.rotary_base, where);
   }
   spec.check(where);

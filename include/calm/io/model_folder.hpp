@@ -21,7 +21,8 @@ void save_model(const Model& model, const std::filesystem::path& folder, DType d
     if constexpr (requires { weight.offset; }) {
       writer.add(name, shape(weight.value.rows(), weight.value.cols()), weight.value.values(), dtype);
     } else {
-      const StoredMatrix stored = weight.dtype() == dtype ? weight : StoredMatrix::from(weight.template dense<double>(), dtype);
+      const StoredMatrix stored =
+          weight.dtype() == dtype ? weight : StoredMatrix::from(weight.template dense<double>(), dtype);
       writer.add(name, shape(weight.rows(), weight.cols()), stored);
     }
   });
@@ -31,8 +32,8 @@ void save_model(const Model& model, const std::filesystem::path& folder, DType d
                         config_json(model.spec(), Architecture::model_type, Architecture::hugging_face_class, dtype));
 }
 
-/// Opens a folder as Model; the weights stay mapped. Throws FormatError where the folder holds another architecture, lacks
-/// a weight, or has one that the model does not know.
+/// Opens a folder as Model; the weights stay mapped. Throws FormatError where the folder holds another architecture,
+/// lacks a weight, or has one that the model does not know.
 template <class Model>
 Model load_model(const std::filesystem::path& folder) {
   const ModelSpec spec = read_config_json(folder / "config.json", Model::Architecture::model_type);
@@ -69,7 +70,8 @@ std::string hash_of_weights(const Model& model) {
       using Scalar = std::remove_cvref_t<decltype(weight.value(0, 0))>;
       add(dtype_of<Scalar>, weight.value.rows(), weight.value.cols(), std::as_bytes(weight.value.values()));
     } else {
-      add(weight.dtype(), weight.rows(), weight.cols(), {weight.data(), static_cast<std::size_t>(weight.stored_bytes())});
+      add(weight.dtype(), weight.rows(), weight.cols(),
+          {weight.data(), static_cast<std::size_t>(weight.stored_bytes())});
     }
   });
   return content_hash(all);
@@ -81,15 +83,16 @@ BaseDescription describe(const Model& model, const std::string& tokenizer = "") 
   if constexpr (requires { typename Model::Architecture; }) {
     const ModelSpec& s = model.spec();
     return {std::string(Model::Architecture::model_type),
-            message("vocabulary ", s.vocabulary, ", width ", s.width, ", hidden ", s.hidden, ", blocks ", s.blocks, ", heads ",
-                    s.heads.query_heads, "/", s.heads.kv_heads, "x", s.heads.width),
+            message("vocabulary ", s.vocabulary, ", width ", s.width, ", hidden ", s.hidden, ", blocks ", s.blocks,
+                    ", heads ", s.heads.query_heads, "/", s.heads.kv_heads, "x", s.heads.width),
             tokenizer, hash_of_weights(model)};
   } else {
     BaseDescription result = describe(model.anchor(), tokenizer);
     std::string hashes = result.content_hash + hash_of_weights(model);
     [&]<std::size_t... I>(std::index_sequence<I...>) {
       ((hashes += describe(model.template augment<I>()).content_hash), ...);
-    }(std::make_index_sequence<Model::augment_count>{});
+    }
+    (std::make_index_sequence<Model::augment_count>{});
     result.architecture = "calm over " + result.architecture;
     result.sizes += message(", links ", model.links().size(), ", augments ", Model::augment_count);
     result.content_hash = content_hash(hashes);

@@ -1,7 +1,7 @@
 // Decoder: what Transformer and ComposedModel have in common, so that every tool of the library takes either.
 //
-// A pass runs over a TokenBatch, ragged and without padding, and gives the residual stream [T, width]; head() turns rows of
-// it into logits. An observer reads and writes the stream after each block.
+// A pass runs over a TokenBatch, ragged and without padding, and gives the residual stream [T, width]; head() turns
+// rows of it into logits. An observer reads and writes the stream after each block.
 #pragma once
 
 #include <calm/model/spec.hpp>
@@ -19,15 +19,20 @@ struct TokenBatch {
 
   Index tokens() const { return static_cast<Index>(ids.size()); }
   Index sequences() const { return static_cast<Index>(offsets.size()) - 1; }
-  Index length(Index s) const { return offsets[static_cast<std::size_t>(s + 1)] - offsets[static_cast<std::size_t>(s)]; }
-  Index prompt_length(Index s) const { return prompt_lengths.empty() ? 0 : prompt_lengths[static_cast<std::size_t>(s)]; }
+  Index length(Index s) const {
+    return offsets[static_cast<std::size_t>(s + 1)] - offsets[static_cast<std::size_t>(s)];
+  }
+  Index prompt_length(Index s) const {
+    return prompt_lengths.empty() ? 0 : prompt_lengths[static_cast<std::size_t>(s)];
+  }
 
   /// Throws ShapeError where the offsets do not cut the ids into sequences.
   void check() const {
     require<ShapeError>(!offsets.empty() && offsets.front() == 0 && offsets.back() == tokens(),
                         "TokenBatch: the offsets must begin with 0 and end with the number of tokens, ", tokens());
     for (std::size_t s = 1; s < offsets.size(); ++s)
-      require<ShapeError>(offsets[s - 1] <= offsets[s], "TokenBatch: offset ", s, " lies before the one that precedes it");
+      require<ShapeError>(offsets[s - 1] <= offsets[s], "TokenBatch: offset ", s,
+                          " lies before the one that precedes it");
     require<ShapeError>(prompt_lengths.empty() || static_cast<Index>(prompt_lengths.size()) == sequences(),
                         "TokenBatch: ", prompt_lengths.size(), " prompt lengths for ", sequences(), " sequences");
     require<ShapeError>(slots.empty() || static_cast<Index>(slots.size()) == sequences(), "TokenBatch: ", slots.size(),
@@ -50,12 +55,13 @@ struct NullObserver {
 };
 
 /// What training, generation and evaluation need of a model, for a context of type Ctx. `states` are what a pass needs
-/// beside the tokens and what does not depend on trainable weights: the caller may keep and reuse them for the same batch. A
-/// `tape` (or nullptr) receives what backward needs.
+/// beside the tokens and what does not depend on trainable weights: the caller may keep and reuse them for the same
+/// batch. A `tape` (or nullptr) receives what backward needs.
 template <class M, class Ctx>
 concept LanguageModel = requires(const M& model, Ctx& ctx, const TokenBatch& batch, typename M::States& states,
                                  typename M::Tape* tape, typename M::HeadCache& head, typename M::Session& session,
-                                 MatrixView<typename M::Scalar> stream, MatrixView<const typename M::Scalar> rows, Index n) {
+                                 MatrixView<typename M::Scalar> stream, MatrixView<const typename M::Scalar> rows,
+                                 Index n) {
   typename M::Scalar;
   { model.spec() } -> std::convertible_to<const ModelSpec&>;
 
@@ -67,7 +73,8 @@ concept LanguageModel = requires(const M& model, Ctx& ctx, const TokenBatch& bat
   model.head(ctx, rows, stream, head);
   model.head_backward(ctx, rows, rows, stream, head);
 
-  // Inference with caches: slots for `n` sequences of at most `n` tokens; advance() appends tokens and gives their stream.
+  // Inference with caches: slots for `n` sequences of at most `n` tokens; advance() appends tokens and gives their
+  // stream.
   { model.make_session(ctx, n, n, SessionOptions{}) } -> std::same_as<typename M::Session>;
   { model.advance(ctx, session, batch, NullObserver{}) } -> std::same_as<MatrixView<typename M::Scalar>>;
   { session.length(n) } -> std::convertible_to<Index>;
@@ -77,9 +84,9 @@ concept LanguageModel = requires(const M& model, Ctx& ctx, const TokenBatch& bat
 
 /// A LanguageModel made of blocks whose stream an observer can read and write: what can be an anchor or an augment.
 template <class M, class Ctx>
-concept Decoder = LanguageModel<M, Ctx> && requires(const M& model, Ctx& ctx, const TokenBatch& batch,
-                                                    typename M::States& states, typename M::Tape* tape,
-                                                    MatrixView<typename M::Scalar> stream, NullObserver observer, Index n) {
+concept Decoder = LanguageModel<M, Ctx> &&
+    requires(const M& model, Ctx& ctx, const TokenBatch& batch, typename M::States& states, typename M::Tape* tape,
+             MatrixView<typename M::Scalar> stream, NullObserver observer, Index n) {
   // The residual stream before block 0, in the arena.
   { model.embed(ctx, batch.ids) } -> std::same_as<MatrixView<typename M::Scalar>>;
   // The part of prepare() that an outer composition needs: what the augments contribute.

@@ -13,8 +13,8 @@ class KvCache {
   /// Zeros for `slots` sequences of at most `capacity` tokens in `layers` attentions of `width` values a token.
   KvCache(Index layers, Index slots, Index capacity, Index width)
       : lengths_(static_cast<std::size_t>(slots), 0), capacity_(capacity), width_(width) {
-    require<ShapeError>(slots > 0 && capacity > 0, "KvCache: needs at least one slot and one token, found ", slots, " and ",
-                        capacity);
+    require<ShapeError>(slots > 0 && capacity > 0, "KvCache: needs at least one slot and one token, found ", slots,
+                        " and ", capacity);
     for (Index i = 0; i < layers; ++i) {
       keys_.emplace_back(slots * capacity, width);
       values_.emplace_back(slots * capacity, width);
@@ -30,13 +30,15 @@ class KvCache {
   Index capacity() const { return capacity_; }
   Index length(Index slot) const { return lengths_.at(static_cast<std::size_t>(slot)); }
   void clear(Index slot) { lengths_.at(static_cast<std::size_t>(slot)) = 0; }
-  std::size_t bytes() const { return 2 * keys_.size() * static_cast<std::size_t>(slots() * capacity_ * width_) * sizeof(Scalar); }
+  std::size_t bytes() const {
+    return 2 * keys_.size() * static_cast<std::size_t>(slots() * capacity_ * width_) * sizeof(Scalar);
+  }
 
   /// Throws unless `count` more tokens fit into the slot.
   void check_room(Index slot, Index count) const {
     require<ShapeError>(slot >= 0 && slot < slots(), "slot ", slot, " of a session with ", slots(), " slots");
-    require<ContextLimitError>(length(slot) + count <= capacity_, "slot ", slot, " holds ", length(slot), " tokens and ",
-                               count, " more were given, but the session was made for ", capacity_,
+    require<ContextLimitError>(length(slot) + count <= capacity_, "slot ", slot, " holds ", length(slot),
+                               " tokens and ", count, " more were given, but the session was made for ", capacity_,
                                "; make it larger or stop earlier");
   }
 

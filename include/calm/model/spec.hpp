@@ -1,4 +1,5 @@
-// ModelSpec: the sizes of a decoder. Structure is the architecture's type; these are numbers, as config.json gives them.
+// ModelSpec: the sizes of a decoder. Structure is the architecture's type; these are numbers, as config.json gives
+// them.
 #pragma once
 
 #include <calm/nn/block.hpp>
@@ -31,8 +32,8 @@ struct ModelSpec {
     positive(heads.kv_heads, "the number of key-value heads");
     positive(heads.width, "the head width");
     positive(context, "the context");
-    require<ConfigError>(heads.query_heads % heads.kv_heads == 0, name, ": ", heads.query_heads,
-                         " heads cannot share ", heads.kv_heads, " key-value heads in equal groups");
+    require<ConfigError>(heads.query_heads % heads.kv_heads == 0, name, ": ", heads.query_heads, " heads cannot share ",
+                         heads.kv_heads, " key-value heads in equal groups");
   }
 };
 

@@ -1,7 +1,8 @@
 // Transformer: embeddings, blocks in a loop, the output head. A Decoder (decoder.hpp).
 //
-// The architecture is a struct of policies (zoo/), the sizes are numbers, the weights a policy (Frozen, Trainable, Lora).
-// After each block an observer is offered the residual stream; the Transformer knows nothing else about composition.
+// The architecture is a struct of policies (zoo/), the sizes are numbers, the weights a policy (Frozen, Trainable,
+// Lora). After each block an observer is offered the residual stream; the Transformer knows nothing else about
+// composition.
 #pragma once
 
 #include <calm/model/decoder.hpp>
@@ -25,7 +26,9 @@ class Transformer {
   static constexpr bool trainable = Weights::trainable;
 
   /// Nothing beside the tokens is needed.
-  struct States {};
+  struct States {
+    static constexpr std::size_t bytes() { return 0; }
+  };
 
   struct Tape {
     AttentionPlan<Scalar> plan;
@@ -64,8 +67,7 @@ class Transformer {
   /// Takes each weight from `source` by its Hugging Face name.
   template <WeightSource Source>
   Transformer(const ModelSpec& spec, Source&& source)
-      : spec_(checked(spec)),
-        rotary_(spec.heads.width, spec.rotary_base),
+      : spec_(checked(spec)), rotary_(spec.heads.width, spec.rotary_base),
         embedding_("model.embed_tokens", spec.vocabulary, spec.width, source),
         norm_("model.norm", spec.width, spec.norm_epsilon, source) {
     blocks_.reserve(static_cast<std::size_t>(spec.blocks));
@@ -115,7 +117,8 @@ class Transformer {
                     Observer&& observer, Grads&... grads) const {
     for (Index i = last - 1; i >= first; --i) {
       observer.after_block_backward(ctx, i, dx);
-      blocks_[static_cast<std::size_t>(i)].backward(ctx, tape.plan, dx, tape.blocks[static_cast<std::size_t>(i)], grads...);
+      blocks_[static_cast<std::size_t>(i)].backward(ctx, tape.plan, dx, tape.blocks[static_cast<std::size_t>(i)],
+                                                    grads...);
     }
   }
 
@@ -128,9 +131,7 @@ class Transformer {
 
   /// The gradients of all weights, from that of the final stream, which is overwritten.
   void backward(auto& ctx, const TokenBatch& batch, const States& states, const Tape& tape, View dx,
-                Gradients<Scalar>& grads) const
-    requires trainable
-  {
+                Gradients<Scalar>& grads) const requires trainable {
     run_backward(ctx, batch, states, tape, dx, 0, spec_.blocks, NullObserver{}, grads);
     if constexpr (Weights::Other::trainable) embedding_.backward(ctx, tape.ids, ConstView(dx), grads);
   }
@@ -145,19 +146,26 @@ class Transformer {
   void head_backward(auto& ctx, ConstView rows, ConstView dlogits, View drows, const HeadCache& cache,
                      Grads&... grads) const {
     const View dnormed = ctx.arena.template matrix<Scalar>(rows.rows, rows.cols);
-    backward_through(output_map(), [&](const auto& map, auto&... g) {
-      map.backward(ctx, ConstView(cache.normed), dlogits, dnormed, Assign{}, g...);
-    }, grads...);
-    backward_through(norm_, [&](const Norm& norm, auto&... g) {
-      norm.backward(ctx, rows, ConstView(dnormed), drows, Assign{}, cache.norm, g...);
-    }, grads...);
+    backward_through(
+        output_map(),
+        [&](const auto& map, auto&... g) {
+          map.backward(ctx, ConstView(cache.normed), dlogits, dnormed, Assign{}, g...);
+        },
+        grads...);
+    backward_through(
+        norm_,
+        [&](const Norm& norm, auto&... g) {
+          norm.backward(ctx, rows, ConstView(dnormed), drows, Assign{}, cache.norm, g...);
+        },
+        grads...);
   }
 
   /// A session for `slots` sequences of at most `capacity` tokens.
   Session make_session(auto&, Index slots, Index capacity, const SessionOptions& options = {}) const {
-    require<ContextLimitError>(capacity <= spec_.context, "a session of ", capacity, " tokens was asked for, but the model's context is ",
-                               spec_.context);
-    return Session(options.blocks < 0 ? spec_.blocks : options.blocks, slots, capacity, spec_.heads.kv_heads * spec_.heads.width);
+    require<ContextLimitError>(capacity <= spec_.context, "a session of ", capacity,
+                               " tokens was asked for, but the model's context is ", spec_.context);
+    return Session(options.blocks < 0 ? spec_.blocks : options.blocks, slots, capacity,
+                   spec_.heads.kv_heads * spec_.heads.width);
   }
 
   template <class Observer>

@@ -44,14 +44,17 @@ void attend(auto& ctx, AttentionCoreCache<Scalar>& cache, std::span<const Index>
   const auto count = static_cast<Index>(query_offsets.size()) - 1;
   const auto sequences = ctx.arena.template vector<AttentionSequence<Scalar>>(count);
   for (std::size_t s = 0; s < sequences.size(); ++s) {
-    sequences[s] = {.first_query = query_offsets[s], .queries = query_offsets[s + 1] - query_offsets[s],
-                    .keys = cache.k.row(key_offsets[s]), .values = cache.v.row(key_offsets[s]), .stride = cache.k.stride,
+    sequences[s] = {.first_query = query_offsets[s],
+                    .queries = query_offsets[s + 1] - query_offsets[s],
+                    .keys = cache.k.row(key_offsets[s]),
+                    .values = cache.v.row(key_offsets[s]),
+                    .stride = cache.k.stride,
                     .key_count = key_offsets[s + 1] - key_offsets[s]};
   }
   cache.y = ctx.arena.template matrix<Scalar>(cache.q.rows, heads.query_heads * heads.width);
   cache.log_sum_exp = ctx.arena.template matrix<Scalar>(cache.q.rows, heads.query_heads);
-  ctx.backend.attention(MatrixView<const Scalar>(cache.q), std::span<const AttentionSequence<Scalar>>(sequences), visible,
-                        heads, cache.y, cache.log_sum_exp);
+  ctx.backend.attention(MatrixView<const Scalar>(cache.q), std::span<const AttentionSequence<Scalar>>(sequences),
+                        visible, heads, cache.y, cache.log_sum_exp);
 }
 
 /// The gradients of attend: overwrites dq, dk and dv.
@@ -62,25 +65,33 @@ void attend_backward(auto& ctx, const AttentionCoreCache<Scalar>& cache, std::sp
   const auto count = static_cast<Index>(query_offsets.size()) - 1;
   const auto sequences = ctx.arena.template vector<AttentionSequence<Scalar>>(count);
   for (std::size_t s = 0; s < sequences.size(); ++s) {
-    sequences[s] = {.first_query = query_offsets[s], .queries = query_offsets[s + 1] - query_offsets[s],
-                    .keys = cache.k.row(key_offsets[s]), .values = cache.v.row(key_offsets[s]), .stride = cache.k.stride,
+    sequences[s] = {.first_query = query_offsets[s],
+                    .queries = query_offsets[s + 1] - query_offsets[s],
+                    .keys = cache.k.row(key_offsets[s]),
+                    .values = cache.v.row(key_offsets[s]),
+                    .stride = cache.k.stride,
                     .key_count = key_offsets[s + 1] - key_offsets[s],
-                    .key_gradients = dk.row(key_offsets[s]), .value_gradients = dv.row(key_offsets[s])};
+                    .key_gradients = dk.row(key_offsets[s]),
+                    .value_gradients = dv.row(key_offsets[s])};
   }
-  ctx.backend.attention_backward(MatrixView<const Scalar>(cache.q), std::span<const AttentionSequence<Scalar>>(sequences),
-                                 visible, heads, MatrixView<const Scalar>(cache.y),
-                                 MatrixView<const Scalar>(cache.log_sum_exp), dy, dq);
+  ctx.backend.attention_backward(
+      MatrixView<const Scalar>(cache.q), std::span<const AttentionSequence<Scalar>>(sequences), visible, heads,
+      MatrixView<const Scalar>(cache.y), MatrixView<const Scalar>(cache.log_sum_exp), dy, dq);
 }
 
 /// Appends packed keys and values to the slots of a cache and attends over all that each slot holds. Writes y.
 template <class Scalar>
-void attend_cached(auto& ctx, const KvRows<Scalar>& rows, MatrixView<const Scalar> q, std::span<const Index> query_offsets,
-                   std::span<const Index> slots, std::span<const Index> key_counts,
-                   std::span<const VisibleRange> visible, HeadShape heads, MatrixView<Scalar> y) {
+void attend_cached(auto& ctx, const KvRows<Scalar>& rows, MatrixView<const Scalar> q,
+                   std::span<const Index> query_offsets, std::span<const Index> slots,
+                   std::span<const Index> key_counts, std::span<const VisibleRange> visible, HeadShape heads,
+                   MatrixView<Scalar> y) {
   const auto sequences = ctx.arena.template vector<AttentionSequence<Scalar>>(static_cast<Index>(slots.size()));
   for (std::size_t s = 0; s < sequences.size(); ++s) {
-    sequences[s] = {.first_query = query_offsets[s], .queries = query_offsets[s + 1] - query_offsets[s],
-                    .keys = rows.key_rows(slots[s]).data, .values = rows.value_rows(slots[s]).data, .stride = rows.width,
+    sequences[s] = {.first_query = query_offsets[s],
+                    .queries = query_offsets[s + 1] - query_offsets[s],
+                    .keys = rows.key_rows(slots[s]).data,
+                    .values = rows.value_rows(slots[s]).data,
+                    .stride = rows.width,
                     .key_count = key_counts[s]};
   }
   const auto log_sum_exp = ctx.arena.template matrix<Scalar>(q.rows, heads.query_heads);
@@ -106,8 +117,7 @@ class SelfAttention {
   using Cache = AttentionCoreCache<Scalar>;
 
   SelfAttention(const std::string& name, Index width, HeadShape heads, WeightSource auto&& source)
-      : heads_(heads),
-        q_(name + ".q_proj", heads.query_heads * heads.width, width, source),
+      : heads_(heads), q_(name + ".q_proj", heads.query_heads * heads.width, width, source),
         k_(name + ".k_proj", heads.kv_heads * heads.width, width, source),
         v_(name + ".v_proj", heads.kv_heads * heads.width, width, source),
         o_(name + ".o_proj", width, heads.query_heads * heads.width, source) {}
@@ -125,8 +135,8 @@ class SelfAttention {
                       MatrixView<const Scalar> x, MatrixView<Scalar> y) const {
     Cache cache;
     project(ctx, plan, x, cache);
-    append_rows(ctx, rows, MatrixView<const Scalar>(cache.k), MatrixView<const Scalar>(cache.v), plan.offsets, plan.slots,
-                plan.past);
+    append_rows(ctx, rows, MatrixView<const Scalar>(cache.k), MatrixView<const Scalar>(cache.v), plan.offsets,
+                plan.slots, plan.past);
     const auto key_counts = ctx.arena.template vector<Index>(static_cast<Index>(plan.slots.size()));
     for (std::size_t s = 0; s < key_counts.size(); ++s)
       key_counts[s] = plan.past[s] + plan.offsets[s + 1] - plan.offsets[s];
@@ -140,14 +150,14 @@ class SelfAttention {
   template <class... Grads>
   void backward(auto& ctx, const AttentionPlan<Scalar>& plan, MatrixView<const Scalar> x, MatrixView<const Scalar> dy,
                 MatrixView<Scalar> dx, const Cache& cache, Grads&... grads) const
-    requires(sizeof...(Grads) == 0 || trainable)
-  {
+      requires(sizeof...(Grads) == 0 || trainable) {
     const auto da = ctx.arena.template matrix<Scalar>(x.rows, cache.y.cols);
     const auto dq = ctx.arena.template matrix<Scalar>(x.rows, cache.q.cols);
     const auto dk = ctx.arena.template matrix<Scalar>(x.rows, cache.k.cols);
     const auto dv = ctx.arena.template matrix<Scalar>(x.rows, cache.v.cols);
     o_.backward(ctx, MatrixView<const Scalar>(cache.y), dy, da, Assign{}, grads...);
-    attend_backward(ctx, cache, plan.offsets, plan.offsets, plan.visible, heads_, MatrixView<const Scalar>(da), dq, dk, dv);
+    attend_backward(ctx, cache, plan.offsets, plan.offsets, plan.visible, heads_, MatrixView<const Scalar>(da), dq, dk,
+                    dv);
     Rotary<Scalar>::backward(ctx, dq, plan.angles, heads_.query_heads);
     Rotary<Scalar>::backward(ctx, dk, plan.angles, heads_.kv_heads);
     q_.backward(ctx, x, MatrixView<const Scalar>(dq), dx, Assign{}, grads...);

@@ -1,7 +1,7 @@
 // TransformerBlock: the pre-norm layer, x + attention(norm(x)), then + mlp(norm(that)).
 //
-// An architecture names its parts: `template <class Weights, class Scalar> using Norm / Mlp`. Contract: forward reads x and
-// writes y (another buffer); backward turns the gradient of y into that of x, in place, and adds to grads.
+// An architecture names its parts: `template <class Weights, class Scalar> using Norm / Mlp`. Contract: forward reads x
+// and writes y (another buffer); backward turns the gradient of y into that of x, in place, and adds to grads.
 #pragma once
 
 #include <calm/nn/attention.hpp>
@@ -57,15 +57,16 @@ class TransformerBlock {
 
   template <class... Grads>
   void backward(auto& ctx, const AttentionPlan<Scalar>& plan, MatrixView<Scalar> dx, const Cache& cache,
-                Grads&... grads) const
-    requires(sizeof...(Grads) == 0 || trainable)
-  {
+                Grads&... grads) const requires(sizeof...(Grads) == 0 || trainable) {
     const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
     const auto dnormed = ctx.arena.template matrix<Scalar>(dx.rows, dx.cols);
     const auto through_norm = [&](const Norm& norm, MatrixView<const Scalar> input, const typename Norm::Cache& kept) {
-      backward_through(norm, [&](const Norm& module, auto&... g) {
-        module.backward(ctx, input, MatrixView<const Scalar>(dnormed), dx, Accumulate{}, kept, g...);
-      }, grads...);
+      backward_through(
+          norm,
+          [&](const Norm& module, auto&... g) {
+            module.backward(ctx, input, MatrixView<const Scalar>(dnormed), dx, Accumulate{}, kept, g...);
+          },
+          grads...);
     };
     mlp_.backward(ctx, MatrixView<const Scalar>(cache.normed_middle), MatrixView<const Scalar>(dx), dnormed, cache.mlp,
                   grads...);

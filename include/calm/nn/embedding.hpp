@@ -1,7 +1,7 @@
 // Embedding: y[t] = table[ids[t]], and the same table as the output map where a model ties the two.
 //
-// Contract: forward writes y; backward adds dy to the table's gradient; project and project_backward are the tied output
-// map, with the contract of Linear. Ids outside the table are a ShapeError that names the position.
+// Contract: forward writes y; backward adds dy to the table's gradient; project and project_backward are the tied
+// output map, with the contract of Linear. Ids outside the table are a ShapeError that names the position.
 #pragma once
 
 #include <calm/nn/linear.hpp>
@@ -29,9 +29,8 @@ class Embedding {
     else ctx.backend.gather(table_.weight(), ids, y);
   }
 
-  void backward(auto& ctx, std::span<const TokenId> ids, MatrixView<const Scalar> dy, Gradients<Scalar>& grads) const
-    requires trainable
-  {
+  void backward(auto& ctx, std::span<const TokenId> ids, MatrixView<const Scalar> dy,
+                Gradients<Scalar>& grads) const requires trainable {
     ctx.backend.scatter_add(ids, dy, grads[table_.weight()]);
   }
 

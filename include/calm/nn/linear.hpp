@@ -1,8 +1,8 @@
 // Linear: y = x W^T, with W [out, in] as PyTorch and safetensors store it. No bias.
 //
-// Contract of the family: `forward(ctx, x, y, mode)` writes y, or adds to it; `backward(ctx, x, dy, dx, mode, grads)` gives
-// dx by the mode and adds to grads; without grads it gives dx alone. An empty dx is not computed. A frozen Linear has no
-// grads parameter: asking for one does not compile.
+// Contract of the family: `forward(ctx, x, y, mode)` writes y, or adds to it; `backward(ctx, x, dy, dx, mode, grads)`
+// gives dx by the mode and adds to grads; without grads it gives dx alone. An empty dx is not computed. A frozen Linear
+// has no grads parameter: asking for one does not compile.
 #pragma once
 
 #include <calm/nn/parameter.hpp>
@@ -72,8 +72,8 @@ class Linear<Trainable, Scalar> {
   Parameter<Scalar> weight_;
 };
 
-/// y = x W^T + scale (x A^T) B^T with W frozen, A [rank, in] random and B [out, rank] zero at the start. The source says
-/// the rank and scale by its members lora_rank and lora_scale, and the seed of A by lora_seed.
+/// y = x W^T + scale (x A^T) B^T with W frozen, A [rank, in] random and B [out, rank] zero at the start. The source
+/// says the rank and scale by its members lora_rank and lora_scale, and the seed of A by lora_seed.
 template <class Scalar>
 class Linear<Lora, Scalar> {
  public:
@@ -81,10 +81,9 @@ class Linear<Lora, Scalar> {
 
   template <WeightSource Source>
   Linear(const std::string& name, Index out, Index in, Source&& source)
-      : weight_(source(name + ".weight", out, in)),
-        a_{random_linear<Scalar>(source.lora_rank, in, source.lora_seed, name + ".lora_A")},
-        b_{Matrix<Scalar>(out, source.lora_rank)},
-        scale_(source.lora_scale) {
+      : weight_(source(name + ".weight", out, in)), a_{random_linear<Scalar>(source.lora_rank, in, source.lora_seed,
+                                                                             name + ".lora_A")},
+        b_{Matrix<Scalar>(out, source.lora_rank)}, scale_(source.lora_scale) {
     require<ConfigError>(source.lora_rank >= 1, name, ": LoRA needs a rank of at least 1, found ", source.lora_rank);
   }
 

@@ -18,8 +18,7 @@ class GatedMlp {
   };
 
   GatedMlp(const std::string& name, Index width, Index hidden, WeightSource auto&& source)
-      : gate_(name + ".gate_proj", hidden, width, source),
-        up_(name + ".up_proj", hidden, width, source),
+      : gate_(name + ".gate_proj", hidden, width, source), up_(name + ".up_proj", hidden, width, source),
         down_(name + ".down_proj", width, hidden, source) {}
 
   void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, Cache& cache) const {
@@ -35,16 +34,14 @@ class GatedMlp {
 
   template <class... Grads>
   void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
-                const Cache& cache, Grads&... grads) const
-    requires(sizeof...(Grads) == 0 || trainable)
-  {
+                const Cache& cache, Grads&... grads) const requires(sizeof...(Grads) == 0 || trainable) {
     const auto dhidden = ctx.arena.template matrix<Scalar>(x.rows, gate_.out());
     const auto dgate = ctx.arena.template matrix<Scalar>(x.rows, gate_.out());
     const auto dup = ctx.arena.template matrix<Scalar>(x.rows, gate_.out());
     down_.backward(ctx, MatrixView<const Scalar>(cache.hidden), dy, dhidden, Assign{}, grads...);
-    ctx.backend.template gated_activation_backward<Activation>(
-        MatrixView<const Scalar>(dhidden), MatrixView<const Scalar>(cache.gate), MatrixView<const Scalar>(cache.up), dgate,
-        dup);
+    ctx.backend.template gated_activation_backward<Activation>(MatrixView<const Scalar>(dhidden),
+                                                               MatrixView<const Scalar>(cache.gate),
+                                                               MatrixView<const Scalar>(cache.up), dgate, dup);
     gate_.backward(ctx, x, MatrixView<const Scalar>(dgate), dx, Assign{}, grads...);
     up_.backward(ctx, x, MatrixView<const Scalar>(dup), dx, Accumulate{}, grads...);
   }
@@ -81,9 +78,7 @@ class Mlp {
 
   template <class... Grads>
   void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
-                const Cache& cache, Grads&... grads) const
-    requires(sizeof...(Grads) == 0 || trainable)
-  {
+                const Cache& cache, Grads&... grads) const requires(sizeof...(Grads) == 0 || trainable) {
     const auto dhidden = ctx.arena.template matrix<Scalar>(x.rows, up_.out());
     down_.backward(ctx, MatrixView<const Scalar>(cache.hidden), dy, dhidden, Assign{}, grads...);
     ctx.backend.template activation_backward<Activation>(MatrixView<const Scalar>(dhidden),

@@ -1,7 +1,7 @@
 // RmsNorm: y = x / sqrt(mean(x^2) + epsilon) * weight (Zhang and Sennrich, arXiv 1910.07467).
 //
-// Contract: forward writes y and the cache; backward(ctx, x, dy, dx, mode, cache, grads) gives dx by the mode and adds to
-// grads; an empty dx is not computed. The cache holds views into the context's arena; x must still be there.
+// Contract: forward writes y and the cache; backward(ctx, x, dy, dx, mode, cache, grads) gives dx by the mode and adds
+// to grads; an empty dx is not computed. The cache holds views into the context's arena; x must still be there.
 #pragma once
 
 #include <calm/nn/parameter.hpp>
@@ -36,9 +36,7 @@ class RmsNorm {
   }
   template <WriteMode Mode>
   void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx, Mode mode,
-                const Cache& cache, Gradients<Scalar>& grads) const
-    requires trainable
-  {
+                const Cache& cache, Gradients<Scalar>& grads) const requires trainable {
     ctx.backend.rms_norm_weight_gradient(dy, x, std::span<const Scalar>(cache.inverse_rms), flat(grads[weight_]));
     backward(ctx, x, dy, dx, mode, cache);
   }
@@ -52,8 +50,7 @@ class RmsNorm {
   }
 
  private:
-  RmsNorm(StoredMatrix weight, double epsilon)
-      : weight_{weight.dense<Scalar>(), false}, epsilon_(epsilon) {
+  RmsNorm(StoredMatrix weight, double epsilon) : weight_{weight.dense<Scalar>(), false}, epsilon_(epsilon) {
     if constexpr (!trainable) stored_ = std::move(weight);
   }
   static StoredMatrix ones(Index width) {

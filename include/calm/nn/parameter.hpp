@@ -1,8 +1,8 @@
 // Parameters: the values that an optimizer may change, and the one contiguous range that holds their gradients.
 //
-// A module offers `visit(self, prefix, fn)`, which calls fn(name, weight) for each of its weights in a fixed order, where
-// weight is a Parameter (trainable) or a StoredMatrix (frozen). Everything that walks over weights is built on it: the
-// optimizer, checkpoints, counters, the gradient checker.
+// A module offers `visit(self, prefix, fn)`, which calls fn(name, weight) for each of its weights in a fixed order,
+// where weight is a Parameter (trainable) or a StoredMatrix (frozen). Everything that walks over weights is built on
+// it: the optimizer, checkpoints, counters, the gradient checker.
 #pragma once
 
 #include <calm/backend/backend.hpp>

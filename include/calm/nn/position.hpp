@@ -22,13 +22,15 @@ class Rotary {
   Rotary(Index head_width, double base) : frequencies_(static_cast<std::size_t>(head_width / 2)) {
     require<ConfigError>(head_width % 2 == 0, "rotary positions need an even head width, found ", head_width);
     for (std::size_t i = 0; i < frequencies_.size(); ++i)
-      frequencies_[i] = static_cast<Scalar>(std::pow(base, -2 * static_cast<double>(i) / static_cast<double>(head_width)));
+      frequencies_[i] =
+          static_cast<Scalar>(std::pow(base, -2 * static_cast<double>(i) / static_cast<double>(head_width)));
   }
 
   /// Angles in the context's arena, once for all blocks of a pass.
   RotaryAngles<Scalar> angles(auto& ctx, std::span<const Index> positions) const {
     const auto rows = static_cast<Index>(positions.size()), half = static_cast<Index>(frequencies_.size());
-    const auto cosines = ctx.arena.template matrix<Scalar>(rows, half), sines = ctx.arena.template matrix<Scalar>(rows, half);
+    const auto cosines = ctx.arena.template matrix<Scalar>(rows, half),
+               sines = ctx.arena.template matrix<Scalar>(rows, half);
     ctx.backend.rotary_angles(positions, std::span<const Scalar>(frequencies_), cosines, sines);
     return {cosines, sines};
   }

@@ -1,7 +1,7 @@
 // Arena: memory for the activations of one run, handed out in order and taken back all at once.
 //
-// The first pass may ask the system for several pieces; reset() then joins them into one of the size that was needed, so
-// that later passes of the same size ask for nothing. Memory is a policy: where the bytes live.
+// The first pass may ask the system for several pieces; reset() then joins them into one of the size that was needed,
+// so that later passes of the same size ask for nothing. Memory is a policy: where the bytes live.
 #pragma once
 
 #include <calm/tensor/view.hpp>
@@ -17,9 +17,9 @@ namespace calm::inline CALM_ABI {
 struct HostMemory {
   static constexpr std::size_t alignment = 64;
   static std::byte* allocate(std::size_t bytes) {
-    return static_cast<std::byte*>(::operator new(bytes, std::align_val_t{alignment}));
+    return static_cast<std::byte*>(::operator new (bytes, std::align_val_t{alignment}));
   }
-  static void release(std::byte* p) { ::operator delete(p, std::align_val_t{alignment}); }
+  static void release(std::byte* p) { ::operator delete (p, std::align_val_t{alignment}); }
 };
 
 template <class Memory = HostMemory>
@@ -83,8 +83,7 @@ class Arena {
   class Mark {
    public:
     explicit Mark(Arena& arena)
-        : arena_(arena),
-          current_(arena.current_),
+        : arena_(arena), current_(arena.current_),
           used_(arena.current_ < arena.chunks_.size() ? arena.chunks_[arena.current_].used : 0),
           in_use_(arena.in_use_) {}
     Mark(const Mark&) = delete;

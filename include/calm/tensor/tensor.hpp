@@ -19,7 +19,7 @@ class Matrix {
   Matrix(Index rows, Index cols) : rows_(rows), cols_(cols) {
     require<ShapeError>(rows >= 0 && cols >= 0, "Matrix: negative size ", rows, " x ", cols);
     if (size() == 0) return;
-    data_.reset(static_cast<T*>(::operator new(bytes(), std::align_val_t{alignment})));
+    data_.reset(static_cast<T*>(::operator new (bytes(), std::align_val_t{alignment})));
     std::fill_n(data_.get(), size(), T{});
   }
 
@@ -59,7 +59,7 @@ class Matrix {
  private:
   static constexpr std::size_t alignment = 64;
   struct Free {
-    void operator()(T* p) const { ::operator delete(p, std::align_val_t{alignment}); }
+    void operator()(T* p) const { ::operator delete (p, std::align_val_t{alignment}); }
   };
 
   std::unique_ptr<T[], Free> data_;

@@ -1,7 +1,8 @@
-// Checkpoints: the weights, moments and step of a training run in one safetensors file, and training loops that keep them.
+// Checkpoints: the weights, moments and step of a training run in one safetensors file, and training loops that keep
+// them.
 //
-// A run that is killed and resumed ends with the same bits: the file holds everything a step depends on beside the data,
-// which is a function of the step.
+// A run that is killed and resumed ends with the same bits: the file holds everything a step depends on beside the
+// data, which is a function of the step.
 #pragma once
 
 #include <calm/io/safetensors.hpp>
@@ -15,7 +16,8 @@ namespace calm::inline CALM_ABI {
 
 /// The trainable weights of a model under their names, and nothing else.
 template <class Model>
-void save_parameters(const Model& model, const std::filesystem::path& path, std::map<std::string, std::string> metadata = {}) {
+void save_parameters(const Model& model, const std::filesystem::path& path,
+                     std::map<std::string, std::string> metadata = {}) {
   SafetensorsWriter writer;
   for_each_parameter(model, [&](const std::string& name, const auto& parameter) {
     writer.add(name, parameter.shape(), parameter.value.values());
@@ -52,18 +54,22 @@ void save_checkpoint(Trainer<Model, Ctx>& trainer, const std::filesystem::path& 
 
 /// Restores a trainer and returns the best validation loss so far. Throws FormatError where the file is of another run.
 template <class Model, class Ctx>
-double load_checkpoint(Trainer<Model, Ctx>& trainer, const std::filesystem::path& path, const std::string& fingerprint) {
+double load_checkpoint(Trainer<Model, Ctx>& trainer, const std::filesystem::path& path,
+                       const std::string& fingerprint) {
   const SafetensorsFile file(path);
   const auto value = [&](const char* key) {
     const auto found = file.metadata().find(key);
-    require<FormatError>(found != file.metadata().end(), path.string(), ": no \"", key, "\" in the metadata; this is no checkpoint");
+    require<FormatError>(found != file.metadata().end(), path.string(), ": no \"", key,
+                         "\" in the metadata; this is no checkpoint");
     return found->second;
   };
-  require<FormatError>(value("fingerprint") == fingerprint, path.string(), ": the checkpoint belongs to a run with other options (",
-                       value("fingerprint"), "), this run has (", fingerprint, "); use another folder or start anew");
+  require<FormatError>(value("fingerprint") == fingerprint, path.string(),
+                       ": the checkpoint belongs to a run with other options (", value("fingerprint"),
+                       "), this run has (", fingerprint, "); use another folder or start anew");
   load_parameters(trainer.model(), file);
   for (auto* moment : {&trainer.optimizer().first_moment(), &trainer.optimizer().second_moment()}) {
-    const std::string name = moment == &trainer.optimizer().first_moment() ? "optimizer.first_moment" : "optimizer.second_moment";
+    const std::string name =
+        moment == &trainer.optimizer().first_moment() ? "optimizer.first_moment" : "optimizer.second_moment";
     file.matrix(name, 1, moment->cols()).read_rows(0, 1, moment->data());
   }
   trainer.resume_at(std::stoll(value("step")));
@@ -72,11 +78,11 @@ double load_checkpoint(Trainer<Model, Ctx>& trainer, const std::filesystem::path
 
 /// What a training loop does beside its steps. Paths are files in `folder`: last.safetensors and best.safetensors.
 struct RunOptions {
-  std::filesystem::path folder;    // empty: nothing is written
-  Index checkpoint_every = 0;      // steps; 0: only at the end
-  Index validate_every = 0;        // steps; 0: only at the end, where there is validation data
-  bool resume = false;             // go on from last.safetensors where it exists
-  std::string fingerprint;         // of data and options: a checkpoint of another is refused
+  std::filesystem::path folder;  // empty: nothing is written
+  Index checkpoint_every = 0;    // steps; 0: only at the end
+  Index validate_every = 0;      // steps; 0: only at the end, where there is validation data
+  bool resume = false;           // go on from last.safetensors where it exists
+  std::string fingerprint;       // of data and options: a checkpoint of another is refused
 };
 
 struct StepReport {
@@ -86,9 +92,9 @@ struct StepReport {
   double validation_loss = std::numeric_limits<double>::quiet_NaN();  // where it was measured after this step
 };
 
-/// Runs the schedule's steps: batches(step) gives the TrainingBatches of a step counted from 0, validate() the validation
-/// loss (may be empty), report(StepReport) is called after each step. With validation the model ends with the weights of the
-/// best loss. A NumericError leaves the last good checkpoint in place.
+/// Runs the schedule's steps: batches(step) gives the TrainingBatches of a step counted from 0, validate() the
+/// validation loss (may be empty), report(StepReport) is called after each step. With validation the model ends with
+/// the weights of the best loss. A NumericError leaves the last good checkpoint in place.
 template <class Model, class Ctx>
 void run_training(Trainer<Model, Ctx>& trainer, const std::function<std::vector<TrainingBatch<Model>>(Index)>& batches,
                   const RunOptions& options, const std::function<double()>& validate = {},
@@ -130,13 +136,14 @@ void run_training(Trainer<Model, Ctx>& trainer, const std::function<std::vector<
   }
 }
 
-/// The same over a dataset: `accumulate` batches a step, epoch after epoch. States are kept for later epochs while they fit
-/// into `keep_bytes`; a batch without room computes them again, to the same bits.
+/// The same over a dataset: `accumulate` batches a step, epoch after epoch. States are kept for later epochs until
+/// they hold `keep_bytes`; a batch beyond that computes them again, to the same bits.
 template <class Model>
 class DatasetBatches {
  public:
   DatasetBatches(const PackedDataset& dataset, Index accumulate, std::size_t keep_bytes)
-      : dataset_(dataset), accumulate_(accumulate), kept_(static_cast<std::size_t>(dataset.size())), keep_bytes_(keep_bytes) {
+      : dataset_(dataset), accumulate_(accumulate), kept_(static_cast<std::size_t>(dataset.size())),
+        keep_bytes_(keep_bytes) {
     require<ConfigError>(accumulate >= 1, "at least one batch a step, found ", accumulate);
   }
 
@@ -145,25 +152,25 @@ class DatasetBatches {
     for (Index i = 0; i < accumulate_; ++i) {
       const Index n = dataset_.at(step * accumulate_ + i);
       auto& kept = kept_[static_cast<std::size_t>(n)];
-      if (!kept && used_ < keep_bytes_) {
-        kept = std::make_unique<KeptStates<Model>>();
-        used_ += bytes_of(dataset_[n]);
-      }
+      if (!kept && kept_bytes() < keep_bytes_) kept = std::make_unique<KeptStates<Model>>();
       batches.push_back({&dataset_[n], kept.get()});
     }
     return batches;
   }
 
-  /// An estimate from above of the bytes of one batch's states.
-  std::function<std::size_t(const PackedBatch&)> bytes_of = [](const PackedBatch& batch) {
-    return static_cast<std::size_t>(batch.tokens().tokens()) * 4096;
-  };
+  /// Bytes of the states that are kept now.
+  std::size_t kept_bytes() const {
+    std::size_t total = 0;
+    for (const auto& kept : kept_)
+      if (kept) total += kept->states.bytes();
+    return total;
+  }
 
  private:
   const PackedDataset& dataset_;
   Index accumulate_;
   std::vector<std::unique_ptr<KeptStates<Model>>> kept_;
-  std::size_t keep_bytes_, used_ = 0;
+  std::size_t keep_bytes_;
 };
 
 }  // namespace calm::inline CALM_ABI

@@ -1,5 +1,5 @@
-// Training examples and the packed batches that are made of them: sequences behind each other, no padding, and a loss on
-// the completions only.
+// Training examples and the packed batches that are made of them: sequences behind each other, no padding, and a loss
+// on the completions only.
 #pragma once
 
 #include <calm/core/random.hpp>
@@ -27,12 +27,12 @@ class PackedBatch {
 
   /// Throws ShapeError for an empty prompt or completion.
   void add(const Example& example) {
-    require<ShapeError>(!example.prompt.empty() && !example.completion.empty(), "example ", prompt_lengths_.size(), " has ",
-                        example.prompt.size(), " prompt and ", example.completion.size(),
+    require<ShapeError>(!example.prompt.empty() && !example.completion.empty(), "example ", prompt_lengths_.size(),
+                        " has ", example.prompt.size(), " prompt and ", example.completion.size(),
                         " completion tokens; both need at least one");
     require<ShapeError>(example.scored.empty() || example.scored.size() == example.completion.size(), "example ",
-                        prompt_lengths_.size(), " says of ", example.scored.size(), " tokens whether they count, but its completion has ",
-                        example.completion.size());
+                        prompt_lengths_.size(), " says of ", example.scored.size(),
+                        " tokens whether they count, but its completion has ", example.completion.size());
     ids_.insert(ids_.end(), example.prompt.begin(), example.prompt.end());
     const auto first_row = static_cast<Index>(ids_.size()) - 1;
     ids_.insert(ids_.end(), example.completion.begin(), example.completion.end() - 1);
@@ -46,7 +46,7 @@ class PackedBatch {
   }
 
   TokenBatch tokens() const { return {ids_, offsets_, prompt_lengths_, {}}; }
-  std::span<const Index> rows() const { return rows_; }         // rows of the stream that predict
+  std::span<const Index> rows() const { return rows_; }          // rows of the stream that predict
   std::span<const TokenId> targets() const { return targets_; }  // what they should predict
   bool empty() const { return rows_.empty(); }
 

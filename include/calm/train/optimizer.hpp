@@ -1,5 +1,5 @@
-// AdamW with decoupled weight decay (Loshchilov and Hutter, 2019) over all parameters of a model, and gradient clipping by
-// the norm of them all. The moments lie in contiguous ranges, in the order of the gradients.
+// AdamW with decoupled weight decay (Loshchilov and Hutter, 2019) over all parameters of a model, and gradient clipping
+// by the norm of them all. The moments lie in contiguous ranges, in the order of the gradients.
 #pragma once
 
 #include <calm/nn/parameter.hpp>
@@ -24,9 +24,11 @@ class AdamW {
     const double scale = options_.clip_norm > 0 && norm > options_.clip_norm ? options_.clip_norm / norm : 1;
     for_each_parameter(model, [&](const std::string&, auto& parameter) {
       const auto range = [&](auto values) {
-        return values.subspan(static_cast<std::size_t>(parameter.offset), static_cast<std::size_t>(parameter.value.size()));
+        return values.subspan(static_cast<std::size_t>(parameter.offset),
+                              static_cast<std::size_t>(parameter.value.size()));
       };
-      ctx.backend.adamw(parameter.value.values(), range(grads.values()), range(first_.values()), range(second_.values()),
+      ctx.backend.adamw(parameter.value.values(), range(grads.values()), range(first_.values()),
+                        range(second_.values()),
                         AdamWStep{learning_rate, options_.beta1, options_.beta2, options_.epsilon,
                                   parameter.decay ? options_.weight_decay : 0, step},
                         &scale);

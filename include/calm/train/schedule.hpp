@@ -1,4 +1,5 @@
-// The learning rate of a step: linear warm-up, then a cosine down to a fraction of the peak (Loshchilov and Hutter, 2017).
+// The learning rate of a step: linear warm-up, then a cosine down to a fraction of the peak (Loshchilov and Hutter,
+// 2017).
 #pragma once
 
 #include <calm/core/error.hpp>

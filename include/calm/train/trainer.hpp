@@ -1,7 +1,7 @@
 // Trainer: optimizer steps over packed batches, for any LanguageModel with trainable weights.
 //
-// The loss is the mean over all scored completion tokens of a step, its accumulated batches together. A step that meets NaN
-// or infinity throws before anything has changed.
+// The loss is the mean over all scored completion tokens of a step, its accumulated batches together. A step that meets
+// NaN or infinity throws before anything has changed.
 #pragma once
 
 #include <calm/train/dataset.hpp>
@@ -57,7 +57,8 @@ double batch_loss(auto& ctx, const Model& model, const PackedBatch& batch, KeptS
   double total = 0;
   for (const Scalar loss : losses) total += static_cast<double>(loss);
   if constexpr (sizeof...(Grads) == 1) {
-    const auto drows = ctx.arena.template matrix<Scalar>(count, x.cols), dx = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
+    const auto drows = ctx.arena.template matrix<Scalar>(count, x.cols),
+               dx = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
     model.head_backward(ctx, ConstView(rows), ConstView(logits), drows, head, grads...);
     ctx.backend.set_zero(dx);
     ctx.backend.scatter_rows(ConstView(drows), batch.rows(), dx);
@@ -90,8 +91,8 @@ class Trainer {
     require<ConfigError>(!grads_.values().empty(), "the model has no trainable parameters");
   }
 
-  /// One optimizer step over all given batches. Throws NumericError, leaving the weights as they were, where the loss or a
-  /// gradient is not finite.
+  /// One optimizer step over all given batches. Throws NumericError, leaving the weights as they were, where the loss
+  /// or a gradient is not finite.
   StepResult step(std::span<const TrainingBatch<Model>> batches) {
     std::size_t scored = 0;
     for (const auto& batch : batches) scored += batch.batch->rows().size();
@@ -140,8 +141,8 @@ class Trainer {
         if (!std::isfinite(g)) where = message("the gradient of ", name, " is ", g);
     });
     if (where.empty()) where = "the norm of the gradients overflows";
-    throw NumericError(message("training step ", step_ + 1, ": ", where,
-                               "; the weights are those of step ", step_, ". A lower learning rate or more warm-up may help."));
+    throw NumericError(message("training step ", step_ + 1, ": ", where, "; the weights are those of step ", step_,
+                               ". A lower learning rate or more warm-up may help."));
   }
 
   Ctx& ctx_;
