@@ -22,11 +22,11 @@ struct Sizes {
 };
 
 void add_options(CLI::App& app, const std::string& name, Sizes& sizes) {
-  app.add_option("--" + name + "-width", sizes.width, "of the stream", true);
-  app.add_option("--" + name + "-blocks", sizes.blocks, "", true);
-  app.add_option("--" + name + "-heads", sizes.heads, "", true);
-  app.add_option("--" + name + "-kv-heads", sizes.kv_heads, "as many as heads unless given", true);
-  app.add_option("--" + name + "-hidden", sizes.hidden, "width of the MLP", true);
+  app.add_option("--" + name + "-width", sizes.width, "of the stream");
+  app.add_option("--" + name + "-blocks", sizes.blocks);
+  app.add_option("--" + name + "-heads", sizes.heads);
+  app.add_option("--" + name + "-kv-heads", sizes.kv_heads, "as many as heads unless given");
+  app.add_option("--" + name + "-hidden", sizes.hidden, "width of the MLP");
 }
 
 std::shared_ptr<const Model> random_model(const Sizes& sizes, calm::Index vocabulary, std::uint64_t seed) {
@@ -113,6 +113,7 @@ double median(std::vector<double> values) {
 
 int main(int argc, char** argv) try {
   CLI::App app("Trains the bridges of a composed model of random weights and prints the tokens per second.");
+  app.option_defaults()->always_capture_default();
   Sizes augment{.width = 128, .blocks = 3, .heads = 4, .kv_heads = 0, .hidden = 344};
   Sizes anchor{.width = 128, .blocks = 4, .heads = 8, .kv_heads = 0, .hidden = 344};
   add_options(app, "augment", augment);
@@ -121,18 +122,18 @@ int main(int argc, char** argv) try {
   std::string links = "0:1>2,0:2>3", batches_file, write_file;
   int threads = 2;
   std::uint64_t seed = 0;
-  app.add_option("--vocabulary", vocabulary, "", true);
-  app.add_option("--links", links, "augment:tap block>write block; the only augment is 0", true);
-  app.add_option("--heads", heads, "of the bridges; the anchor's unless given", true);
+  app.add_option("--vocabulary", vocabulary);
+  app.add_option("--links", links, "augment:tap block>write block; the only augment is 0");
+  app.add_option("--heads", heads, "of the bridges; the anchor's unless given");
   app.add_option("--batches", batches_file,
                  "JSON lines, one step a line: [{\"ids\": [5, 9, 2], \"completion\": 1}, ...]");
-  app.add_option("--batch-count", batch_count, "random batches, where no file is given", true);
-  app.add_option("--sequences", sequences, "of a random batch", true);
+  app.add_option("--batch-count", batch_count, "random batches, where no file is given");
+  app.add_option("--sequences", sequences, "of a random batch");
   app.add_option("--write-batches", write_file, "writes the batches to this file, for the peer");
-  app.add_option("--threads", threads, "", true);
-  app.add_option("--warm-up", warm_up, "steps that are not measured", true);
-  app.add_option("--steps", steps, "0: trains nothing", true);
-  app.add_option("--seed", seed, "", true);
+  app.add_option("--threads", threads);
+  app.add_option("--warm-up", warm_up, "steps that are not measured");
+  app.add_option("--steps", steps, "0: trains nothing");
+  app.add_option("--seed", seed);
   CLI11_PARSE(app, argc, argv);
 
   const auto batches =
@@ -164,7 +165,7 @@ int main(int argc, char** argv) try {
   std::cout << nlohmann::json{{"tokens_per_second", std::lround(median(rates))},
                               {"loss", loss},
                               {"median_step_seconds", median(seconds)},
-                              {"tokens_per_step", std::lround(tokens)},
+                              {"tokens_per_step", static_cast<calm::Index>(std::nearbyint(tokens))},
                               {"trained_parameters", calm::count_parameters(model)},
                               {"threads", ctx.backend.pool().size()}}
             << '\n';

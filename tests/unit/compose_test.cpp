@@ -1,4 +1,4 @@
-// The five promises of docs/design.md in f32. Gradients and closure in double: compose_gradient_test.cpp.
+// The promises of a composition, in f32. Gradients and closure, in double: compose_gradient_test.cpp.
 #include <doctest/doctest.h>
 #include <support/models.hpp>
 

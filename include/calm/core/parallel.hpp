@@ -68,7 +68,7 @@ class ThreadPool {
     ticket_.store(call_number | no_tile);  // nobody takes a tile of a call that is half written
     call_.store(call, std::memory_order_relaxed);
     function_.store(function, std::memory_order_relaxed);
-    count_.store(count, std::memory_order_relaxed);
+    count_.store(count, std::memory_order_release);
     done_.store(0, std::memory_order_relaxed);
     ticket_.store(call_number);
     if (sleepers_.load() > 0) {
@@ -88,7 +88,7 @@ class ThreadPool {
       const Call call = call_.load(std::memory_order_relaxed);
       const void* function = function_.load(std::memory_order_relaxed);
       const auto tile = static_cast<Index>(ticket & no_tile);
-      if (tile >= count_.load(std::memory_order_relaxed)) return any;
+      if (tile >= count_.load(std::memory_order_acquire)) return any;
       if (!ticket_.compare_exchange_weak(ticket, ticket + 1)) continue;
       any = true;
       try {

@@ -23,7 +23,7 @@ struct GenerateOptions {
   Index max_new_tokens = 128;
   TokenId end_token = -1;  // -1: none
   SamplerOptions sampler;
-  std::vector<std::string> stop;  // needs `text_of`; the text ends before the first that appears
+  std::vector<std::string> stop = {}; // needs `text_of`; the text ends before the first that appears
   std::function<std::string(TokenId)> text_of;
   AtContextLimit at_limit = AtContextLimit::error;
   Index batch = 256;     // prompts that run side by side

@@ -259,7 +259,7 @@ class SafetensorsWriter {
   }
 
   /// Stored values as they are, bit for bit. The writer keeps them alive.
-  void add(std::string name, std::vector<Index> shape, StoredMatrix values) {
+  void add(std::string name, std::vector<Index> shape, const StoredMatrix& values) {
     check_shape(name, shape, values.size());
     const DType dtype = values.dtype();
     require<ConfigError>(!safetensors_name_of(dtype).empty(), "tensor ", in_quotes(name), ": safetensors has no dtype ",

@@ -78,11 +78,11 @@ double load_checkpoint(Trainer<Model, Ctx>& trainer, const std::filesystem::path
 
 /// What a training loop does beside its steps. Paths are files in `folder`: last.safetensors and best.safetensors.
 struct RunOptions {
-  std::filesystem::path folder;  // empty: nothing is written
-  Index checkpoint_every = 0;    // steps; 0: only at the end
-  Index validate_every = 0;      // steps; 0: only at the end, where there is validation data
-  bool resume = false;           // go on from last.safetensors where it exists
-  std::string fingerprint;       // of data and options: a checkpoint of another is refused
+  std::filesystem::path folder = {};  // empty: nothing is written
+  Index checkpoint_every = 0;         // steps; 0: only at the end
+  Index validate_every = 0;           // steps; 0: only at the end, where there is validation data
+  bool resume = false;                // go on from last.safetensors where it exists
+  std::string fingerprint = {};       // of data and options: a checkpoint of another is refused
 };
 
 struct StepReport {
