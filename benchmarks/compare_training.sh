@@ -1,22 +1,25 @@
 #!/usr/bin/env bash
 # Trains the same composed model over the same batches with calm and with PyTorch, side by side, and prints both figures of
 # each round, their ratio and its spread. CALM_PYTHON names an interpreter that has PyTorch (python3 unless given), CALM_BUILD
-# the folder of the build (build/benchmark or build/release, the newest).
+# the folder of the build (build/benchmark or build/release, the newest). With --keep-states calm, and it alone, computes the
+# states of the frozen models once for each batch.
 #
-#   benchmarks/compare_training.sh [--rounds N] [--threads N] [--json FILE] [-- options that both programs take]
+#   benchmarks/compare_training.sh [--rounds N] [--threads N] [--json FILE] [--keep-states] [-- options that both programs take]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 rounds=5
 threads=$(nproc)
 json=
+only_calm=()
 while (($# > 0)); do
   case $1 in
     --rounds) rounds=$2 && shift 2 ;;
     --threads) threads=$2 && shift 2 ;;
     --json) json=$2 && shift 2 ;;
+    --keep-states) only_calm+=(--keep-states) && shift ;;
     --) shift && break ;;
-    *) echo "usage: $0 [--rounds N] [--threads N] [--json FILE] [-- options that both programs take]" >&2 && exit 2 ;;
+    *) echo "usage: $0 [--rounds N] [--threads N] [--json FILE] [--keep-states] [-- options that both programs take]" >&2 && exit 2 ;;
   esac
 done
 
@@ -37,7 +40,7 @@ fi
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "$calm" --write-batches "$folder/batches.jsonl" --steps 0 "$@"
-run_calm() { "$calm" --batches "$folder/batches.jsonl" --threads "$threads" "$@" >>"$folder/calm.jsonl"; }
+run_calm() { "$calm" --batches "$folder/batches.jsonl" --threads "$threads" "${only_calm[@]}" "$@" >>"$folder/calm.jsonl"; }
 run_torch() {
   "$python" benchmarks/peers/train_composed.py --batches "$folder/batches.jsonl" --threads "$threads" "$@" >>"$folder/torch.jsonl"
 }
@@ -54,7 +57,7 @@ for ((round = 1; round <= rounds; ++round)); do
   fi
 done
 
-echo "calm:    $calm --batches FILE --threads $threads $*"
+echo "calm:    $calm --batches FILE --threads $threads ${only_calm[*]} $*"
 echo "PyTorch: $python benchmarks/peers/train_composed.py --batches FILE --threads $threads $*"
 echo "machine: $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), $(nproc) cores, load before the first round $load"
 echo "torch $version, $("${CXX:-c++}" --version | head -n 1)"

@@ -2,7 +2,8 @@
 // same batches, the same optimizer. Prints one JSON line; tokens_per_second is the median over the steps after the
 // warm-up.
 //
-// Nothing is kept from step to step: the frozen models run anew for every batch, as they do in the peer.
+// Unless --keep-states is given, nothing is kept from step to step: the frozen models run anew for every batch, as they
+// do in the peer.
 #include <calm/calm.hpp>
 
 #include <CLI/CLI.hpp>
@@ -121,6 +122,7 @@ int main(int argc, char** argv) try {
   calm::Index vocabulary = 41, heads = 0, batch_count = 8, sequences = 128, warm_up = 5, steps = 30;
   std::string links = "0:1>2,0:2>3", batches_file, write_file;
   int threads = 2;
+  bool keep_states = false;
   std::uint64_t seed = 0;
   app.add_option("--vocabulary", vocabulary);
   app.add_option("--links", links, "augment:tap block>write block; the only augment is 0");
@@ -134,6 +136,7 @@ int main(int argc, char** argv) try {
   app.add_option("--warm-up", warm_up, "steps that are not measured");
   app.add_option("--steps", steps, "0: trains nothing");
   app.add_option("--seed", seed);
+  app.add_flag("--keep-states", keep_states, "computes the states of the frozen models once for each batch");
   CLI11_PARSE(app, argc, argv);
 
   const auto batches =
@@ -149,11 +152,15 @@ int main(int argc, char** argv) try {
   calm::Trainer trainer(ctx, model, calm::CosineSchedule{.peak = 1e-4, .warmup = 0, .final_fraction = 1},
                         {.beta1 = 0.9, .beta2 = 0.98, .weight_decay = 0.01, .clip_norm = 1});
   const std::vector<calm::PackedBatch> packed(batches.begin(), batches.end());
+  using Composed = decltype(model);
+  std::vector<calm::KeptStates<Composed>> kept(packed.size());
   std::vector<double> rates, seconds;
   double loss = 0, tokens = 0;
   for (calm::Index step = 0; step < warm_up + steps; ++step) {
+    const std::size_t i = static_cast<std::size_t>(step) % packed.size();
+    const calm::TrainingBatch<Composed> batch{&packed[i], keep_states ? &kept[i] : nullptr};
     const auto start = std::chrono::steady_clock::now();
-    const calm::StepResult result = trainer.step(packed[static_cast<std::size_t>(step) % packed.size()]);
+    const calm::StepResult result = trainer.step(std::span(&batch, 1));
     const double taken = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     loss = result.loss;
     if (step < warm_up) continue;
@@ -167,6 +174,7 @@ int main(int argc, char** argv) try {
                               {"median_step_seconds", median(seconds)},
                               {"tokens_per_step", static_cast<calm::Index>(std::nearbyint(tokens))},
                               {"trained_parameters", calm::count_parameters(model)},
+                              {"keep_states", keep_states},
                               {"threads", ctx.backend.pool().size()}}
             << '\n';
 } catch (const std::exception& error) {

@@ -15,7 +15,7 @@ namespace {
 struct Options {
   fs::path models = "examples/key_value_arithmetic/models", out = "results/key_value";
   bool from_scratch = false, full = false, direct = false;
-  Index keys = 1000, items = 1000, steps = 700, batch = 64;
+  Index keys = 1000, seeds = 0, items = 1000, steps = 420, batch = 64;
   double learning_rate = 3e-3, effort = 1;
   std::uint64_t seed = 1;
   int threads = 0;
@@ -37,6 +37,7 @@ Options parse(int argc, char** argv) {
   app.add_flag("--full", o.full, "all rows, three seeds");
   app.add_flag("--direct", o.direct, "train and evaluate without steps: abc+de= -> 220");
   app.add_option("--seed", o.seed, "first seed of the bridges, their data and the evaluation")->capture_default_str();
+  app.add_option("--seeds", o.seeds, "how many seeds, from --seed on; 0: three with --full, else one")->capture_default_str();
   app.add_option("--steps", o.steps, "optimizer steps of each trained row")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
@@ -132,7 +133,7 @@ void run(const Options& o) {
 
   std::vector<RowOverSeeds> rows;
   std::vector<std::unique_ptr<RowResult>> base_rows;  // of m_B, one a seed
-  const Index seeds = o.full ? 3 : 1;
+  const Index seeds = o.seeds > 0 ? o.seeds : o.full ? 3 : 1;
   for (Index s = 0; s < seeds; ++s) {
     const std::uint64_t seed = o.seed + static_cast<std::uint64_t>(s);
     const EvaluationSets sets(dictionary, seed, o.items);
@@ -148,6 +149,9 @@ void run(const Options& o) {
         lesson};
     std::size_t next = 0;
     const auto add = [&](RowResult row) {
+      std::cerr << row.name << ":";
+      for (std::size_t c = 0; c < columns; ++c) std::cerr << ' ' << calm::fixed(row.score.percent(c), 1);
+      std::cerr << '\n';
       if (next == rows.size()) rows.emplace_back();
       rows[next].runs.push_back(std::move(row));
       rows[next].base.push_back(base_rows.size() > static_cast<std::size_t>(s) ? &base_rows.back()->score : nullptr);
@@ -175,7 +179,7 @@ void run(const Options& o) {
   calm::write_file_atomically(o.out / "learning_curves.svg", curves_of(rows));
   std::cout << "\nKey-value arithmetic: " << o.keys << " keys (a reduction of the paper's 25,000), the bridges see "
             << dictionary.seen().size() << " of them.\nExact match in percent, greedy decoding, " << o.items
-            << " expressions a cell, " << (seeds == 1 ? "[95 % interval]" : "mean +- standard deviation over 3 seeds")
+            << " expressions a cell, " << (seeds == 1 ? "[95 % interval]" : calm::message("mean +- standard deviation over ", seeds, " seeds"))
             << ".\n\n"
             << table.text() << "\nIn " << o.out.string()
             << ": table.txt, table.csv, table.md, learning_curves.svg, models/, adapter/\n";

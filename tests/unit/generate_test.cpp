@@ -9,8 +9,8 @@
 using namespace calm_test;
 using calm::AtContextLimit;
 using calm::FinishReason;
-using calm::Generation;
 using calm::GenerateOptions;
+using calm::Generation;
 using calm::Sampler;
 using calm::SamplerOptions;
 using calm::StreamedToken;
@@ -94,7 +94,8 @@ std::vector<double> frequencies(const std::vector<float>& logits, const SamplerO
   Sampler sampler(options);
   calm::Random random(7, 1);
   std::vector<double> counts(logits.size(), 0);
-  for (int i = 0; i < draws; ++i) counts[static_cast<std::size_t>(sampler(std::span(logits), random).id)] += 1.0 / draws;
+  for (int i = 0; i < draws; ++i)
+    counts[static_cast<std::size_t>(sampler(std::span(logits), random).id)] += 1.0 / draws;
   return counts;
 }
 
@@ -170,7 +171,8 @@ TEST_CASE("a seed gives the same draws again, whatever else is in the batch") {
 TEST_CASE("log-probabilities are the model's own, before temperature and cuts") {
   const Composed model = make_composed();
   const Prompts prompts = {make_prompts()[0]};
-  const auto result = run(model, prompts, {.max_new_tokens = 8, .sampler = {.temperature = 2, .top_k = 5, .seed = 1}})[0];
+  const auto result =
+      run(model, prompts, {.max_new_tokens = 8, .sampler = {.temperature = 2, .top_k = 5, .seed = 1}})[0];
   std::vector<TokenId> so_far;
   for (std::size_t i = 0; i < result.ids.size(); ++i) {
     CHECK(result.log_probabilities[i] ==
@@ -194,8 +196,9 @@ TEST_CASE("temperature, top-k and top-p draw as often as they say") {
   check_frequencies(frequencies(logits, {.temperature = 1, .top_p = 0.7}), {0, 0.625, 0, 0.375});
   check_frequencies(frequencies(logits, {.temperature = 1, .top_p = 0.9}), {0.15 / 0.95, 0.5 / 0.95, 0, 0.3 / 0.95});
   check_frequencies(frequencies(logits, {.temperature = 1, .top_k = 3, .top_p = 0.82}), {0, 0.625, 0, 0.375});
-  for (const SamplerOptions& greedy : {SamplerOptions{}, SamplerOptions{.temperature = 1, .top_k = 1},
-                                       SamplerOptions{.temperature = 1, .top_p = 1e-9}, SamplerOptions{.temperature = 1e-9}})
+  for (const SamplerOptions& greedy :
+       {SamplerOptions{}, SamplerOptions{.temperature = 1, .top_k = 1}, SamplerOptions{.temperature = 1, .top_p = 1e-9},
+        SamplerOptions{.temperature = 1e-9}})
     check_frequencies(frequencies(logits, greedy, 100), {0, 1, 0, 0});
 }
 
@@ -273,14 +276,18 @@ TEST_CASE("generation ends before a stop string that spans tokens, and streams t
   const SamplerOptions varied{.temperature = 3, .seed = 2};
   const auto whole = run(model, prompts, {.max_new_tokens = 20, .sampler = varied, .text_of = text_of});
   int stopped = 0, ended = 0;
-  for (const std::vector<std::string>& stops : std::vector<std::vector<std::string>>{
-           {whole[0].text.substr(5, 4)}, {whole[2].text.substr(9, 5), "zz"}, {"ab", "cd"}, {whole[1].text.substr(0, 2)}, {"zz"}}) {
+  for (const std::vector<std::string>& stops : std::vector<std::vector<std::string>>{{whole[0].text.substr(5, 4)},
+                                                                                     {whole[2].text.substr(9, 5), "zz"},
+                                                                                     {"ab", "cd"},
+                                                                                     {whole[1].text.substr(0, 2)},
+                                                                                     {"zz"}}) {
     std::vector<std::string> streamed(prompts.size());
-    const auto results = run(model, prompts, {.max_new_tokens = 20, .sampler = varied, .stop = stops, .text_of = text_of},
-                             [&](const StreamedToken& token) {
-                               streamed[token.prompt] += token.text;
-                               CHECK(first_of(streamed[token.prompt], stops) == std::string::npos);
-                             });
+    const auto results =
+        run(model, prompts, {.max_new_tokens = 20, .sampler = varied, .stop = stops, .text_of = text_of},
+            [&](const StreamedToken& token) {
+              streamed[token.prompt] += token.text;
+              CHECK(first_of(streamed[token.prompt], stops) == std::string::npos);
+            });
     for (std::size_t p = 0; p < prompts.size(); ++p) {
       CAPTURE(p);
       const std::size_t cut = first_of(whole[p].text, stops);
@@ -304,12 +311,13 @@ TEST_CASE("generation ends with the end token, which is streamed and not kept") 
   std::vector<TokenId> last_streamed(prompts.size(), -1);
   std::vector<std::string> streamed(prompts.size());
   // A stop string that never completes holds text back until the end.
-  const auto results = run(model, prompts,
-                           {.max_new_tokens = 20, .end_token = end, .sampler = varied, .stop = {"aaaaaaaa", "bbbbbbbb"}, .text_of = text_of},
-                           [&](const StreamedToken& token) {
-                             last_streamed[token.prompt] = token.token.id;
-                             streamed[token.prompt] += token.text;
-                           });
+  const auto results = run(
+      model, prompts,
+      {.max_new_tokens = 20, .end_token = end, .sampler = varied, .stop = {"aaaaaaaa", "bbbbbbbb"}, .text_of = text_of},
+      [&](const StreamedToken& token) {
+        last_streamed[token.prompt] = token.token.id;
+        streamed[token.prompt] += token.text;
+      });
   for (std::size_t p = 0; p < prompts.size(); ++p) {
     CAPTURE(p);
     const auto found = std::find(whole[p].ids.begin(), whole[p].ids.end(), end);
@@ -330,8 +338,9 @@ TEST_CASE("at the context limit generation refuses before it begins, or stops th
   const Prompts prompts = {random_tokens(5, vocabulary, 1), random_tokens(12, vocabulary, 2), {3}};
   int streamed = 0;
   const auto count = [&](const StreamedToken&) { ++streamed; };
-  const std::string error =
-      message_of<calm::ContextLimitError>([&] { run(*model, {prompts[2], prompts[0]}, {.max_new_tokens = 8}, count); });
+  const std::string error = message_of<calm::ContextLimitError>([&] {
+    run(*model, {prompts[2], prompts[0]}, {.max_new_tokens = 8}, count);
+  });
   CHECK(contains(error, "prompt 1 has 5 tokens and 8"));
   CHECK(contains(error, "12"));
   CHECK(streamed == 0);
@@ -347,7 +356,8 @@ TEST_CASE("at the context limit generation refuses before it begins, or stops th
     }
     CHECK(results[0].ids[0] == run(*model, {prompts[0]}, {.max_new_tokens = 1})[0].ids[0]);
   }
-  CHECK_THROWS_AS(run(*model, {random_tokens(13, vocabulary, 1)}, {.at_limit = AtContextLimit::stop}), calm::ContextLimitError);
+  CHECK_THROWS_AS(run(*model, {random_tokens(13, vocabulary, 1)}, {.at_limit = AtContextLimit::stop}),
+                  calm::ContextLimitError);
 }
 
 TEST_CASE("no tokens asked for are none, and what cannot be asked for is a typed error") {
@@ -356,15 +366,19 @@ TEST_CASE("no tokens asked for are none, and what cannot be asked for is a typed
   const auto none = run(*model, {{1, 2}}, {.max_new_tokens = 0});
   CHECK(none[0].ids.empty());
   CHECK(none[0].reason == FinishReason::length);
-  CHECK(contains(message_of<calm::ShapeError>([&] { run(*model, {{1}, {}}, {}); }), "prompt 1 is empty"));
+  CHECK(contains(message_of<calm::ShapeError>([&] {
+                   run(*model, {{1}, {}}, {.max_new_tokens = 2});
+                 }),
+                 "prompt 1 is empty"));
   CHECK_THROWS_AS(run(*model, {{1, vocabulary}}, {.max_new_tokens = 2}), calm::ShapeError);
   CHECK_THROWS_AS(run(*model, {{1, -1}}, {.max_new_tokens = 2}), calm::ShapeError);
   CHECK_THROWS_AS(run(*model, {{1, 2, 3}}, {.max_new_tokens = -1}), calm::ConfigError);
-  CHECK_THROWS_AS(run(*model, {{1}}, {.stop = {"x"}}), calm::ConfigError);
-  CHECK_THROWS_AS(run(*model, {{1}}, {.batch = 0}), calm::ConfigError);
+  CHECK_THROWS_AS(run(*model, {{1}}, {.max_new_tokens = 2, .stop = {"x"}}), calm::ConfigError);
+  CHECK_THROWS_AS(run(*model, {{1}}, {.max_new_tokens = 2, .batch = 0}), calm::ConfigError);
   const double nan = not_a_number<double>;
-  for (const SamplerOptions& bad : {SamplerOptions{.temperature = -1}, SamplerOptions{.temperature = nan}, SamplerOptions{.top_k = -1},
-                                    SamplerOptions{.top_p = 0}, SamplerOptions{.top_p = 1.5}, SamplerOptions{.top_p = nan}}) {
+  for (const SamplerOptions& bad :
+       {SamplerOptions{.temperature = -1}, SamplerOptions{.temperature = nan}, SamplerOptions{.top_k = -1},
+        SamplerOptions{.top_p = 0}, SamplerOptions{.top_p = 1.5}, SamplerOptions{.top_p = nan}}) {
     GenerateOptions options;
     options.max_new_tokens = 2;
     options.sampler = bad;
@@ -375,7 +389,8 @@ TEST_CASE("no tokens asked for are none, and what cannot be asked for is a typed
 TEST_CASE("with its augments switched off a composed model generates as its anchor") {
   const Composed model = make_composed();
   const Prompts prompts = make_prompts();
-  const auto off = run(model, prompts, {.max_new_tokens = 12, .augments = false}), alone = run(*make_anchor(), prompts, {.max_new_tokens = 12}),
+  const auto off = run(model, prompts, {.max_new_tokens = 12, .augments = false}),
+             alone = run(*make_anchor(), prompts, {.max_new_tokens = 12}),
              on = run(model, prompts, {.max_new_tokens = 12});
   bool differs = false;
   for (std::size_t p = 0; p < prompts.size(); ++p) {

@@ -99,6 +99,7 @@ std::string read(const std::filesystem::path& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 void write(const std::filesystem::path& path, const std::string& bytes) {
+  std::filesystem::remove(path);  // some file systems wait for the disk where a file is cut to nothing first
   std::ofstream(path, std::ios::binary) << bytes;
 }
 
@@ -152,7 +153,8 @@ TEST_CASE("a packed batch holds inputs without padding, and the rows that predic
   batch.add({{6}, {7}});
   batch.add({{8, 9}, {10, 11, 12}, {true, false, true}});
   const calm::TokenBatch tokens = batch.tokens();
-  CHECK(std::vector<TokenId>(tokens.ids.begin(), tokens.ids.end()) == std::vector<TokenId>{1, 2, 3, 4, 6, 8, 9, 10, 11});
+  CHECK(std::vector<TokenId>(tokens.ids.begin(), tokens.ids.end()) ==
+        std::vector<TokenId>{1, 2, 3, 4, 6, 8, 9, 10, 11});
   CHECK(std::vector<Index>(tokens.offsets.begin(), tokens.offsets.end()) == std::vector<Index>{0, 4, 5, 9});
   CHECK(std::vector<Index>(tokens.prompt_lengths.begin(), tokens.prompt_lengths.end()) == std::vector<Index>{3, 1, 2});
   CHECK(std::vector<Index>(batch.rows().begin(), batch.rows().end()) == std::vector<Index>{2, 3, 4, 6, 8});
@@ -166,7 +168,10 @@ TEST_CASE("examples that cannot be learned from are refused by number") {
   batch.add({{1}, {2}});
   CHECK(contains(message_of<calm::ShapeError>([&] { batch.add({{}, {2}}); }), "example 1 has 0 prompt"));
   CHECK(contains(message_of<calm::ShapeError>([&] { batch.add({{1, 2}, {}}); }), "2 prompt and 0 completion"));
-  CHECK(contains(message_of<calm::ShapeError>([&] { batch.add({{1}, {2, 3}, {true}}); }), "example 1 says of 1 tokens"));
+  CHECK(contains(message_of<calm::ShapeError>([&] {
+                   batch.add({{1}, {2, 3}, {true}});
+                 }),
+                 "example 1 says of 1 tokens"));
   CHECK(batch.tokens().tokens() == 1);  // none of them left a trace
   CHECK(batch.tokens().sequences() == 1);
   const auto examples = random_examples(3, 1);
@@ -205,15 +210,16 @@ TEST_CASE("a dataset visits each batch once an epoch, in an order that only its 
 TEST_CASE("the loss is that of the scored completion tokens, and of nothing else") {
   Cpu ctx(1);
   const Composed model = make_model();
-  const Example masked{random_tokens(4, vocabulary, 1), random_tokens(5, vocabulary, 2),
-                       {true, false, true, true, false}};
+  const Example masked{
+      random_tokens(4, vocabulary, 1), random_tokens(5, vocabulary, 2), {true, false, true, true, false}};
   Batch whole;
   whole.add(masked.prompt, 4);
   whole.ids.insert(whole.ids.end(), masked.completion.begin(), masked.completion.end() - 1);
   whole.offsets.back() = static_cast<Index>(whole.ids.size());
   const Matrix<float> logits = forward_logits(model, ctx, whole);
   double expected = 0;
-  for (const Index i : {0, 2, 3}) expected += cross_entropy(logits, 3 + i, masked.completion[static_cast<std::size_t>(i)]);
+  for (const Index i : {0, 2, 3})
+    expected += cross_entropy(logits, 3 + i, masked.completion[static_cast<std::size_t>(i)]);
   const PackedBatch batch(std::span(&masked, 1));
   CHECK(calm::mean_loss(ctx, model, std::span(&batch, 1)) == doctest::Approx(expected / 3).epsilon(1e-6));
 
@@ -265,8 +271,9 @@ TEST_CASE("accumulated batches give the step of one batch that holds them all") 
   CHECK(one.gradient_norm == doctest::Approx(other.gradient_norm).epsilon(1e-6));
   CHECK(one.tokens == other.tokens);
   CHECK(relative_difference(gradients_in(trainer_apart), gradients_in(trainer_together)) < 1e-6);
-  const double losses = calm::mean_loss(ctx, make_model(), std::span(&first, 1)) * static_cast<double>(first.rows().size()) +
-                        calm::mean_loss(ctx, make_model(), std::span(&second, 1)) * static_cast<double>(second.rows().size());
+  const double losses =
+      calm::mean_loss(ctx, make_model(), std::span(&first, 1)) * static_cast<double>(first.rows().size()) +
+      calm::mean_loss(ctx, make_model(), std::span(&second, 1)) * static_cast<double>(second.rows().size());
   CHECK(one.loss == doctest::Approx(losses / static_cast<double>(joined.rows().size())).epsilon(1e-6));
 }
 
@@ -283,7 +290,8 @@ TEST_CASE("the norm is reported before clipping, and what the optimizer takes ha
     for (const float g : trainer.gradients().values()) squares += static_cast<double>(g) * static_cast<double>(g);
     CHECK(norm == doctest::Approx(std::sqrt(squares)).epsilon(1e-6));
     CHECK(norm > 1e-2);
-    for (const float m : trainer.optimizer().first_moment().values()) taken += static_cast<double>(m) * static_cast<double>(m);
+    for (const float m : trainer.optimizer().first_moment().values())
+      taken += static_cast<double>(m) * static_cast<double>(m);
     CHECK(std::sqrt(taken) == doctest::Approx(0.25 * (clip == 1e-3 ? clip : norm)).epsilon(1e-5));
     if (clip == 0) unclipped = weights_in(model);
     if (clip == 1e6) CHECK(same_bits(weights_in(model), unclipped));
@@ -307,7 +315,8 @@ TEST_CASE("a step is that of AdamW with decoupled decay, which norms and gates d
   CHECK(exempt.size() == 6);
   for (int step = 1; step <= 3; ++step) {
     const Matrix<float> before = weights_in(model);
-    const double norm = trainer.step(PackedBatch(random_examples(6, 4 + static_cast<std::uint64_t>(step)))).gradient_norm;
+    const double norm =
+        trainer.step(PackedBatch(random_examples(6, 4 + static_cast<std::uint64_t>(step)))).gradient_norm;
     const Matrix<float> after = weights_in(model), gradients = gradients_in(trainer);
     const double scale = std::min(1.0, options.clip_norm / norm), rate = schedule(step);
     double worst = 0, moved_exempt = 0;
@@ -422,7 +431,8 @@ TEST_CASE("a run ends with the weights of the best validation loss, also over a 
       Trainer trainer(ctx, model, schedule_of_nine);
       calm::DatasetBatches<Composed> batches(data, 1, 0);
       calm::run_training<Composed, Cpu>(
-          trainer, std::ref(batches), {.folder = folder.path, .checkpoint_every = 2, .validate_every = 1, .resume = true},
+          trainer, std::ref(batches),
+          {.folder = folder.path, .checkpoint_every = 2, .validate_every = 1, .resume = true},
           [&] { return losses[static_cast<std::size_t>(trainer.step_count())]; },
           [&](const StepReport& report) {
             CHECK(report.validation_loss == losses[static_cast<std::size_t>(report.step)]);
@@ -460,7 +470,8 @@ TEST_CASE("a checkpoint that was cut off or tampered with is a typed error") {
   run(data, {.folder = folder.path});
   const auto path = folder.path / "last.safetensors";
   const std::string bytes = read(path);
-  for (const std::size_t size : {std::size_t{0}, std::size_t{7}, std::size_t{100}, bytes.size() / 2, bytes.size() - 1}) {
+  for (const std::size_t size :
+       {std::size_t{0}, std::size_t{7}, std::size_t{100}, bytes.size() / 2, bytes.size() - 1}) {
     CAPTURE(size);
     write(path, bytes.substr(0, size));
     CHECK_THROWS_AS(run(data, options), calm::Error);

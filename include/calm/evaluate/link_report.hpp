@@ -13,11 +13,12 @@ struct LinkReport {
   double loss_without = 0;  // with this link switched off
 };
 
-/// One report a link, measured on a batch.
+/// One report a link, measured on a batch. Throws ConfigError where the batch scores no token.
 template <class... Models>
 std::vector<LinkReport> report_links(auto& ctx, const ComposedModel<Models...>& model, const PackedBatch& batch) {
   using Model = ComposedModel<Models...>;
   using Scalar = typename Model::Scalar;
+  require<ConfigError>(!batch.empty(), "report_links: no token is scored");
   const auto scored = static_cast<double>(batch.rows().size());
   KeptStates<Model> kept;
   typename Model::Tape tape;

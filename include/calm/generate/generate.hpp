@@ -22,9 +22,9 @@ enum class FinishReason : std::uint8_t { end_token, stop_string, length, context
 struct GenerateOptions {
   Index max_new_tokens = 128;
   TokenId end_token = -1;  // -1: none
-  SamplerOptions sampler;
-  std::vector<std::string> stop = {}; // needs `text_of`; the text ends before the first that appears
-  std::function<std::string(TokenId)> text_of;
+  SamplerOptions sampler = {};
+  std::vector<std::string> stop = {};  // needs `text_of`; the text ends before the first that appears
+  std::function<std::string(TokenId)> text_of = {};
   AtContextLimit at_limit = AtContextLimit::error;
   Index batch = 256;     // prompts that run side by side
   bool augments = true;  // false: a composed model generates as its anchor alone
@@ -108,11 +108,13 @@ requires LanguageModel<Model, Ctx> std::vector<Generation> generate(
   using ConstView = MatrixView<const Scalar>;
   require<ConfigError>(options.stop.empty() || options.text_of, "stop strings need text_of, the text of a token");
   require<ConfigError>(options.batch >= 1, "generate: batch must be at least 1, found ", options.batch);
-  const Index context = model.spec().context;
+  require<ConfigError>(options.max_new_tokens >= 0, "generate: max_new_tokens must be at least 0, found ",
+                       options.max_new_tokens);
+  const Index context = model.spec().context, most = std::min(options.max_new_tokens, context);
   for (std::size_t p = 0; p < prompts.size(); ++p) {
     const auto length = static_cast<Index>(prompts[p].size());
     require<ShapeError>(length > 0, "prompt ", p, " is empty; a model continues at least one token");
-    const Index needed = options.at_limit == AtContextLimit::error ? length + options.max_new_tokens : length;
+    const Index needed = options.at_limit == AtContextLimit::error ? length + most : length;
     require<ContextLimitError>(needed <= context, "prompt ", p, " has ", length, " tokens and ", options.max_new_tokens,
                                " more are asked for, but the model's context is ", context,
                                "; ask for fewer or choose AtContextLimit::stop");
@@ -123,9 +125,8 @@ requires LanguageModel<Model, Ctx> std::vector<Generation> generate(
     const std::size_t end = std::min(prompts.size(), begin + static_cast<std::size_t>(options.batch));
     Index longest = 0;
     for (std::size_t p = begin; p < end; ++p) longest = std::max(longest, static_cast<Index>(prompts[p].size()));
-    auto session =
-        model.make_session(ctx, static_cast<Index>(end - begin), std::min(context, longest + options.max_new_tokens),
-                           SessionOptions{-1, options.augments});
+    auto session = model.make_session(ctx, static_cast<Index>(end - begin), std::min(context, longest + most),
+                                      SessionOptions{-1, options.augments});
     std::vector<generation::Running> running;
     std::vector<TokenId> ids;
     std::vector<Index> offsets{0}, lengths, slots, last_rows;

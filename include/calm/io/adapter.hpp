@@ -53,6 +53,9 @@ inline std::string to_json(const AdapterConfig& config) {
   return document.dump(2) + "\n";
 }
 
+/// Ties the weights to the configuration that says what they mean, since a kill may come between the two files.
+inline std::string mark_of(const AdapterConfig& config) { return content_hash(to_json(config)); }
+
 inline void check_bases(const std::string& where, const std::vector<BaseDescription>& stored,
                         const std::vector<BaseDescription>& given) {
   require<FormatError>(stored.size() == given.size(), where, ": the adapter stands on ", stored.size(),
@@ -100,7 +103,7 @@ inline AdapterConfig read_adapter_config(const std::filesystem::path& folder) {
   return config;
 }
 
-/// Writes the trained weights alone: what a checkpoint changes.
+/// Writes the trained weights alone: what a checkpoint changes. They belong to the configuration in the folder.
 template <class Composed>
 void save_adapter_weights(const Composed& model, const std::filesystem::path& folder) {
   SafetensorsWriter writer;
@@ -108,6 +111,9 @@ void save_adapter_weights(const Composed& model, const std::filesystem::path& fo
     writer.add(name, parameter.shape(), parameter.value.values(), DType::f32);
   });
   writer.set_metadata("format", "pt");
+  if (std::filesystem::exists(folder / "adapter_config.json"))
+    writer.set_metadata("adapter_config",
+                        adapter::mark_of({model.options(), model.links(), read_adapter_config(folder).bases}));
   writer.write(folder / "adapter_model.safetensors");
 }
 
@@ -134,6 +140,10 @@ ComposedModel<Anchor, Augments...> load_adapter(const std::filesystem::path& fol
   ComposedModel<Anchor, Augments...> model =
       compose(std::move(anchor), Links(config.links), config.options, std::move(augments)...);
   const SafetensorsFile file(folder / "adapter_model.safetensors");
+  const auto mark = file.metadata().find("adapter_config");  // absent where another program wrote the weights
+  require<FormatError>(mark == file.metadata().end() || mark->second == adapter::mark_of(config), file.path(),
+                       ": these weights were saved with another adapter_config.json than the one beside them; the "
+                       "folder holds parts of two adapters");
   std::size_t used = 0;
   for_each_parameter(model, [&](const std::string& name, auto& parameter) {
     ++used;

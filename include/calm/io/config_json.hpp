@@ -61,14 +61,16 @@ inline ModelSpec read_config_json(const std::filesystem::path& path, std::string
   spec.blocks = get_integer(config, "num_hidden_layers", where, 1, 100000);
   spec.heads.query_heads = get_integer(config, "num_attention_heads", where, 1, most);
   spec.heads.kv_heads = get_integer_or(config, "num_key_value_heads", spec.heads.query_heads, where, 1, most);
-  spec.heads.width = get_integer_or(config, "head_dim", spec.width / spec.heads.query_heads, where, 1, most);
+  // No weight shows it before tables of this size are made.
+  spec.heads.width = get_integer_or(config, "head_dim", spec.width / spec.heads.query_heads, where, 1, 1 << 16);
+  require<FormatError>(spec.heads.width <= 1 << 16, where, ": a head of ", spec.heads.width, " values is too wide");
   spec.norm_epsilon = get_number_or(config, "rms_norm_eps", 1e-6, where);
   spec.context = get_integer_or(config, "max_position_embeddings", 2048, where, 1, most);
   spec.tied_embeddings = get_boolean_or(config, "tie_word_embeddings", false, where);
   spec.rotary_base = get_number_or(config, "rope_theta", 10000, where);
   for (const char* key : {"rope_scaling", "rope_parameters"}) {
-    const Json* rope = find_value(config, key, where);
-    if (!rope) continue;
+    if (!find_value(config, key, where)) continue;
+    const Json* rope = &get_object(config, key, where);
     const std::string kind = get_string_or(*rope, "rope_type", get_string_or(*rope, "type", "default", where), where);
     require<FormatError>(kind == "default", where, ": rotary positions of type ", in_quotes(kind),
                          " are not known here");

@@ -8,6 +8,7 @@
 #include <calm/io/safetensors.hpp>
 #include <calm/train/trainer.hpp>
 
+#include <charconv>
 #include <filesystem>
 #include <functional>
 #include <limits>
@@ -66,13 +67,18 @@ double load_checkpoint(Trainer<Model, Ctx>& trainer, const std::filesystem::path
   require<FormatError>(value("fingerprint") == fingerprint, path.string(),
                        ": the checkpoint belongs to a run with other options (", value("fingerprint"),
                        "), this run has (", fingerprint, "); use another folder or start anew");
+  const std::string step_text = value("step");
+  Index step = -1;
+  const auto [end, error] = std::from_chars(step_text.data(), step_text.data() + step_text.size(), step);
+  require<FormatError>(error == std::errc{} && end == step_text.data() + step_text.size() && step >= 0, path.string(),
+                       ": \"step\" in the metadata is ", in_quotes(step_text), ", expected a count of steps");
   load_parameters(trainer.model(), file);
   for (auto* moment : {&trainer.optimizer().first_moment(), &trainer.optimizer().second_moment()}) {
     const std::string name =
         moment == &trainer.optimizer().first_moment() ? "optimizer.first_moment" : "optimizer.second_moment";
     file.matrix(name, 1, moment->cols()).read_rows(0, 1, moment->data());
   }
-  trainer.resume_at(std::stoll(value("step")));
+  trainer.resume_at(step);
   return file.matrix("best_validation_loss", 1, 1).dense<double>()(0, 0);
 }
 
