@@ -39,7 +39,7 @@ fi
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-"$calm" --write-batches "$folder/batches.jsonl" --steps 0 "$@"
+"$calm" --write-batches "$folder/batches.jsonl" "$@"
 run_calm() { "$calm" --batches "$folder/batches.jsonl" --threads "$threads" "${only_calm[@]}" "$@" >>"$folder/calm.jsonl"; }
 run_torch() {
   "$python" benchmarks/peers/train_composed.py --batches "$folder/batches.jsonl" --threads "$threads" "$@" >>"$folder/torch.jsonl"

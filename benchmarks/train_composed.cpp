@@ -131,10 +131,10 @@ int main(int argc, char** argv) try {
                  "JSON lines, one step a line: [{\"ids\": [5, 9, 2], \"completion\": 1}, ...]");
   app.add_option("--batch-count", batch_count, "random batches, where no file is given");
   app.add_option("--sequences", sequences, "of a random batch");
-  app.add_option("--write-batches", write_file, "writes the batches to this file, for the peer");
+  app.add_option("--write-batches", write_file, "writes the batches to this file, for the peer, and trains nothing");
   app.add_option("--threads", threads);
   app.add_option("--warm-up", warm_up, "steps that are not measured");
-  app.add_option("--steps", steps, "0: trains nothing");
+  app.add_option("--steps", steps, "that are measured");
   app.add_option("--seed", seed);
   app.add_flag("--keep-states", keep_states, "computes the states of the frozen models once for each batch");
   CLI11_PARSE(app, argc, argv);
@@ -142,8 +142,11 @@ int main(int argc, char** argv) try {
   const auto batches =
       batches_file.empty() ? random_batches(batch_count, sequences, vocabulary, seed) : read_batches(batches_file);
   calm::require<calm::ConfigError>(!batches.empty(), "there are no batches");
-  if (!write_file.empty()) write_batches(write_file, batches);
-  if (steps == 0) return 0;
+  if (!write_file.empty()) {
+    write_batches(write_file, batches);
+    return 0;
+  }
+  calm::require<calm::ConfigError>(steps > 0, "--steps must be positive, found ", steps);
 
   calm::Context<calm::CpuBackend> ctx(threads);
   auto model =

@@ -62,15 +62,31 @@ inline Expression substitute(Expression e, const Dictionary& dictionary) {
   return e;
 }
 
-/// The same for every order of the signed operands.
+/// The same for every order of the signed operands: 17-45 and -45+17 are one.
 inline std::string canonical(const Expression& e) {
   std::vector<std::string> signed_terms;
-  for (std::size_t i = 0; i < e.terms.size(); ++i)
-    signed_terms.push_back((i == 0 ? '+' : e.operators[i - 1]) + e.terms[i]);
+  for (std::size_t i = 0; i < e.terms.size(); ++i) {
+    const bool negative = e.terms[i].starts_with('-'), subtracted = i > 0 && e.operators[i - 1] == '-';
+    signed_terms.push_back((negative != subtracted ? "-" : "+") + e.terms[i].substr(negative ? 1 : 0));
+  }
   std::sort(signed_terms.begin(), signed_terms.end());
   std::string text;
   for (const std::string& term : signed_terms) text += term;
   return text;
+}
+
+/// The expression that a plain text such as -17+abc-45 stands for; a sign before the first term belongs to it.
+inline Expression parse(std::string_view text) {
+  Expression e{{""}, ""};
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if ((text[i] == '+' || text[i] == '-') && i > 0) {
+      e.operators += text[i];
+      e.terms.emplace_back();
+    } else {
+      e.terms.back() += text[i];
+    }
+  }
+  return e;
 }
 
 /// Whether an expression of several operands is kept for evaluation: one in sixteen, by the hash of its canonical form,
