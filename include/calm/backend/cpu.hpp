@@ -14,6 +14,8 @@
 
 namespace calm::inline CALM_ABI {
 
+/// Operations that much code calls are kept out of their callers: inlined they would cost compile time and gain
+/// nothing.
 class CpuBackend {
  public:
   using Memory = HostMemory;
@@ -45,25 +47,27 @@ class CpuBackend {
   }
 
   template <class S>
-  void multiply(FrozenWeight<S> w, MatrixView<const S> x, MatrixView<S> y, WriteMode auto mode) {
-    cpu::multiply(pool_, x, w.panels(), y, mode);
+  [[gnu::noinline]] void multiply(FrozenWeight<S> w, MatrixView<const S> x, MatrixView<S> y, WriteMode auto mode) {
+    cpu::multiply(pool_, x, w.panels(), y, adds(mode));
   }
   template <class S>
-  void multiply(MatrixView<const S> w, MatrixView<const S> x, MatrixView<S> y, WriteMode auto mode) {
-    cpu::multiply(pool_, scratch_, x, w, y, mode);
-  }
-
-  template <class S>
-  void multiply_input_gradient(FrozenWeight<S> w, MatrixView<const S> dy, MatrixView<S> dx, WriteMode auto mode) {
-    cpu::multiply_input_gradient(pool_, scratch_, dy, w.dense(), dx, mode);
-  }
-  template <class S>
-  void multiply_input_gradient(MatrixView<const S> w, MatrixView<const S> dy, MatrixView<S> dx, WriteMode auto mode) {
-    cpu::multiply_input_gradient(pool_, scratch_, dy, w, dx, mode);
+  [[gnu::noinline]] void multiply(MatrixView<const S> w, MatrixView<const S> x, MatrixView<S> y, WriteMode auto mode) {
+    cpu::multiply(pool_, scratch_, x, w, y, adds(mode));
   }
 
   template <class S>
-  void multiply_weight_gradient(MatrixView<const S> dy, MatrixView<const S> x, MatrixView<S> dw) {
+  [[gnu::noinline]] void multiply_input_gradient(FrozenWeight<S> w, MatrixView<const S> dy, MatrixView<S> dx,
+                                                 WriteMode auto mode) {
+    cpu::multiply_input_gradient(pool_, scratch_, dy, w.dense(), dx, adds(mode));
+  }
+  template <class S>
+  [[gnu::noinline]] void multiply_input_gradient(MatrixView<const S> w, MatrixView<const S> dy, MatrixView<S> dx,
+                                                 WriteMode auto mode) {
+    cpu::multiply_input_gradient(pool_, scratch_, dy, w, dx, adds(mode));
+  }
+
+  template <class S>
+  [[gnu::noinline]] void multiply_weight_gradient(MatrixView<const S> dy, MatrixView<const S> x, MatrixView<S> dw) {
     cpu::multiply_weight_gradient(pool_, scratch_, dy, x, dw);
   }
 
@@ -101,8 +105,8 @@ class CpuBackend {
   }
 
   template <class S>
-  void rms_norm(MatrixView<const S> x, std::span<const S> weight, double epsilon, MatrixView<S> y,
-                std::span<S> inverse_rms) {
+  [[gnu::noinline]] void rms_norm(MatrixView<const S> x, std::span<const S> weight, double epsilon, MatrixView<S> y,
+                                  std::span<S> inverse_rms) {
     for_rows(x.rows, [&](Index t) {
       const S mean = dot(x.row(t), x.row(t), x.cols) / static_cast<S>(x.cols);
       const S inverse = S{1} / std::sqrt(mean + static_cast<S>(epsilon));
@@ -142,8 +146,8 @@ class CpuBackend {
   }
 
   template <class S>
-  void rotary_angles(std::span<const Index> positions, std::span<const S> frequencies, MatrixView<S> cosines,
-                     MatrixView<S> sines) {
+  [[gnu::noinline]] void rotary_angles(std::span<const Index> positions, std::span<const S> frequencies,
+                                       MatrixView<S> cosines, MatrixView<S> sines) {
     for_rows(cosines.rows, [&](Index t) {
       for (Index i = 0; i < cosines.cols; ++i) {
         const S angle =
@@ -155,7 +159,8 @@ class CpuBackend {
   }
 
   template <class S>
-  void rotate(MatrixView<S> x, MatrixView<const S> cosines, MatrixView<const S> sines, Index heads, int direction) {
+  [[gnu::noinline]] void rotate(MatrixView<S> x, MatrixView<const S> cosines, MatrixView<const S> sines, Index heads,
+                                int direction) {
     const Index half = cosines.cols, width = x.cols / heads;
     for_rows(x.rows, [&](Index t) {
       const S* c = cosines.row(t);
@@ -248,19 +253,19 @@ class CpuBackend {
   }
 
   template <class S>
-  void set_zero(MatrixView<S> y) {
+  [[gnu::noinline]] void set_zero(MatrixView<S> y) {
     for_rows(y.rows, [&](Index t) { std::fill_n(y.row(t), y.cols, S{}); });
   }
 
   template <class S>
-  void add(MatrixView<const S> x, MatrixView<S> y) {
+  [[gnu::noinline]] void add(MatrixView<const S> x, MatrixView<S> y) {
     for_rows(x.rows, [&](Index t) {
       for (Index j = 0; j < x.cols; ++j) y(t, j) += x(t, j);
     });
   }
 
   template <class S>
-  void scale(MatrixView<const S> x, double factor, MatrixView<S> y) {
+  [[gnu::noinline]] void scale(MatrixView<const S> x, double factor, MatrixView<S> y) {
     for_rows(x.rows, [&](Index t) {
       for (Index j = 0; j < x.cols; ++j) y(t, j) = static_cast<S>(factor) * x(t, j);
     });
@@ -324,6 +329,9 @@ class CpuBackend {
     Matrix<S> values;
     std::size_t bytes() const { return values.bytes(); }
   };
+
+  static constexpr bool adds(Assign) { return false; }
+  static constexpr bool adds(Accumulate) { return true; }
 
   static constexpr Index chunk = 32;
   template <class S>

@@ -181,8 +181,8 @@ struct PanelForm {
 };
 
 /// y = x w^T for a packed w                                          [T, in], [out, in] -> [T, out]
-template <class S, WriteMode Mode>
-void multiply(ThreadPool& pool, MatrixView<const S> x, const PanelForm<S>& w, MatrixView<S> y, Mode) {
+template <class S>
+void multiply(ThreadPool& pool, MatrixView<const S> x, const PanelForm<S>& w, MatrixView<S> y, bool add) {
   const Index group = panels_of_tile(y.rows), groups = ceil_divide(w.values.rows(), group);
   pool.for_each_tile(ceil_divide(y.rows, rows_of_tile) * groups, [&](Index i, int) {
     const Index first = i % groups * group, row = i / groups * rows_of_tile,
@@ -190,15 +190,15 @@ void multiply(ThreadPool& pool, MatrixView<const S> x, const PanelForm<S>& w, Ma
     for (Index p = first; p < std::min(first + group, w.values.rows()); ++p) {
       const Index column = p * panel_columns<S>;
       panel_product<S>(rows, w.in, {x.row(row), x.stride, 1}, &w.values(p, 0), panel_columns<S>,
-                       y.middle_rows(row, rows).middle_cols(column, std::min(panel_columns<S>, w.out - column)),
-                       std::is_same_v<Mode, Accumulate>);
+                       y.middle_rows(row, rows).middle_cols(column, std::min(panel_columns<S>, w.out - column)), add);
     }
   });
 }
 
 /// y = x w^T for a w that changes: a tile packs what it needs     [T, in], [out, in] -> [T, out]
-template <class S, WriteMode Mode>
-void multiply(ThreadPool& pool, Scratch& scratch, MatrixView<const S> x, MatrixView<const S> w, MatrixView<S> y, Mode) {
+template <class S>
+void multiply(ThreadPool& pool, Scratch& scratch, MatrixView<const S> x, MatrixView<const S> w, MatrixView<S> y,
+              bool add) {
   const Index group = panels_of_tile(y.rows), groups = ceil_divide(panels_of<S>(w.rows), group);
   constexpr Index many_rows = 8 * rows_of_tile;  // packing is paid for by many rows
   pool.for_each_tile(ceil_divide(y.rows, many_rows) * groups, [&](Index i, int thread) {
@@ -208,14 +208,14 @@ void multiply(ThreadPool& pool, Scratch& scratch, MatrixView<const S> x, MatrixV
     auto& arena = scratch[static_cast<std::size_t>(thread)];
     arena.reset();
     product_abt(arena, x.middle_rows(row, rows), w.middle_rows(first, count),
-                y.middle_rows(row, rows).middle_cols(first, count), std::is_same_v<Mode, Accumulate>);
+                y.middle_rows(row, rows).middle_cols(first, count), add);
   });
 }
 
 /// dx = dy w                                                         [T, out], [out, in] -> [T, in]
-template <class S, WriteMode Mode>
+template <class S>
 void multiply_input_gradient(ThreadPool& pool, Scratch& scratch, MatrixView<const S> dy, MatrixView<const S> w,
-                             MatrixView<S> dx, Mode) {
+                             MatrixView<S> dx, bool add) {
   const Index columns = panels_of_tile(dx.rows) * panel_columns<S>;
   const Index groups = ceil_divide(dx.cols, columns), row_tiles = ceil_divide(dx.rows, rows_of_tile);
   pool.for_each_tile(row_tiles * groups, [&](Index i, int thread) {
@@ -224,8 +224,7 @@ void multiply_input_gradient(ThreadPool& pool, Scratch& scratch, MatrixView<cons
     auto& arena = scratch[static_cast<std::size_t>(thread)];
     arena.reset();
     product<S>(dy.cols, {dy.row(r), dy.stride, 1}, w.middle_cols(c, count),
-               dx.middle_rows(r, rows).middle_cols(c, count), std::is_same_v<Mode, Accumulate>,
-               arena.allocate<S>(dy.cols * panel_columns<S>));
+               dx.middle_rows(r, rows).middle_cols(c, count), add, arena.allocate<S>(dy.cols * panel_columns<S>));
   });
 }
 

@@ -58,7 +58,7 @@ class ThreadPool {
  private:
   using Call = void (*)(const void*, Index, int);
 
-  void run(Index count, Call call, const void* function) {
+  [[gnu::noinline]] void run(Index count, Call call, const void* function) {
     if (workers_.empty() || count <= 1) {
       for (Index i = 0; i < count; ++i) call(function, i, 0);
       return;

@@ -36,15 +36,7 @@ class Arena {
   /// `count` uninitialised values that live until the next reset() or until a Mark taken before is left.
   template <class T>
   T* allocate(Index count) {
-    const std::size_t bytes = round_up(static_cast<std::size_t>(count) * sizeof(T));
-    while (current_ < chunks_.size() && chunks_[current_].size - chunks_[current_].used < bytes) ++current_;
-    if (current_ == chunks_.size()) add_chunk(std::max(bytes, std::max(capacity(), std::size_t{1} << 20)));
-    Chunk& chunk = chunks_[current_];
-    std::byte* result = chunk.data + chunk.used;
-    chunk.used += bytes;
-    in_use_ += bytes;
-    peak_ = std::max(peak_, in_use_);
-    return reinterpret_cast<T*>(result);
+    return reinterpret_cast<T*>(take(static_cast<std::size_t>(count) * sizeof(T)));
   }
 
   template <class T>
@@ -88,11 +80,7 @@ class Arena {
           in_use_(arena.in_use_) {}
     Mark(const Mark&) = delete;
     Mark& operator=(const Mark&) = delete;
-    ~Mark() {
-      for (std::size_t i = current_; i < arena_.chunks_.size(); ++i) arena_.chunks_[i].used = i == current_ ? used_ : 0;
-      arena_.current_ = current_;
-      arena_.in_use_ = in_use_;
-    }
+    ~Mark() { arena_.give_back(current_, used_, in_use_); }
 
    private:
     Arena& arena_;
@@ -107,6 +95,25 @@ class Arena {
 
   static std::size_t round_up(std::size_t bytes) {
     return (bytes + HostMemory::alignment - 1) / HostMemory::alignment * HostMemory::alignment;
+  }
+
+  /// Not inlined: it is called everywhere, and costs little beside what is done with the memory.
+  [[gnu::noinline]] std::byte* take(std::size_t wanted) {
+    const std::size_t bytes = round_up(wanted);
+    while (current_ < chunks_.size() && chunks_[current_].size - chunks_[current_].used < bytes) ++current_;
+    if (current_ == chunks_.size()) add_chunk(std::max(bytes, std::max(capacity(), std::size_t{1} << 20)));
+    Chunk& chunk = chunks_[current_];
+    std::byte* result = chunk.data + chunk.used;
+    chunk.used += bytes;
+    in_use_ += bytes;
+    peak_ = std::max(peak_, in_use_);
+    return result;
+  }
+
+  [[gnu::noinline]] void give_back(std::size_t current, std::size_t used, std::size_t in_use) {
+    for (std::size_t i = current; i < chunks_.size(); ++i) chunks_[i].used = i == current ? used : 0;
+    current_ = current;
+    in_use_ = in_use;
   }
 
   void add_chunk(std::size_t bytes) {
