@@ -37,23 +37,34 @@ struct AttentionCoreCache {
   MatrixView<Scalar> log_sum_exp;  // [Tq, query heads]
 };
 
-/// y = attention of packed queries over packed keys and values; key_offsets say where each sequence's keys begin.
+/// The sequences of a packed batch, with room for gradients where dk and dv are given.
 template <class Scalar>
-void attend(auto& ctx, AttentionCoreCache<Scalar>& cache, std::span<const Index> query_offsets,
-            std::span<const Index> key_offsets, std::span<const VisibleRange> visible, HeadShape heads) {
-  const auto count = static_cast<Index>(query_offsets.size()) - 1;
-  const auto sequences = ctx.arena.template vector<AttentionSequence<Scalar>>(count);
+std::span<const AttentionSequence<Scalar>> packed_sequences(auto& ctx, const AttentionCoreCache<Scalar>& cache,
+                                                            std::span<const Index> query_offsets,
+                                                            std::span<const Index> key_offsets,
+                                                            MatrixView<Scalar> dk = {}, MatrixView<Scalar> dv = {}) {
+  const auto sequences =
+      ctx.arena.template vector<AttentionSequence<Scalar>>(static_cast<Index>(query_offsets.size()) - 1);
   for (std::size_t s = 0; s < sequences.size(); ++s) {
     sequences[s] = {.first_query = query_offsets[s],
                     .queries = query_offsets[s + 1] - query_offsets[s],
                     .keys = cache.k.row(key_offsets[s]),
                     .values = cache.v.row(key_offsets[s]),
                     .stride = cache.k.stride,
-                    .key_count = key_offsets[s + 1] - key_offsets[s]};
+                    .key_count = key_offsets[s + 1] - key_offsets[s],
+                    .key_gradients = dk.data ? dk.row(key_offsets[s]) : nullptr,
+                    .value_gradients = dv.data ? dv.row(key_offsets[s]) : nullptr};
   }
+  return sequences;
+}
+
+/// y = attention of packed queries over packed keys and values; key_offsets say where each sequence's keys begin.
+template <class Scalar>
+void attend(auto& ctx, AttentionCoreCache<Scalar>& cache, std::span<const Index> query_offsets,
+            std::span<const Index> key_offsets, std::span<const VisibleRange> visible, HeadShape heads) {
   cache.y = ctx.arena.template matrix<Scalar>(cache.q.rows, heads.query_heads * heads.width);
   cache.log_sum_exp = ctx.arena.template matrix<Scalar>(cache.q.rows, heads.query_heads);
-  ctx.backend.attention(MatrixView<const Scalar>(cache.q), std::span<const AttentionSequence<Scalar>>(sequences),
+  ctx.backend.attention(MatrixView<const Scalar>(cache.q), packed_sequences(ctx, cache, query_offsets, key_offsets),
                         visible, heads, cache.y, cache.log_sum_exp);
 }
 
@@ -62,21 +73,9 @@ template <class Scalar>
 void attend_backward(auto& ctx, const AttentionCoreCache<Scalar>& cache, std::span<const Index> query_offsets,
                      std::span<const Index> key_offsets, std::span<const VisibleRange> visible, HeadShape heads,
                      MatrixView<const Scalar> dy, MatrixView<Scalar> dq, MatrixView<Scalar> dk, MatrixView<Scalar> dv) {
-  const auto count = static_cast<Index>(query_offsets.size()) - 1;
-  const auto sequences = ctx.arena.template vector<AttentionSequence<Scalar>>(count);
-  for (std::size_t s = 0; s < sequences.size(); ++s) {
-    sequences[s] = {.first_query = query_offsets[s],
-                    .queries = query_offsets[s + 1] - query_offsets[s],
-                    .keys = cache.k.row(key_offsets[s]),
-                    .values = cache.v.row(key_offsets[s]),
-                    .stride = cache.k.stride,
-                    .key_count = key_offsets[s + 1] - key_offsets[s],
-                    .key_gradients = dk.row(key_offsets[s]),
-                    .value_gradients = dv.row(key_offsets[s])};
-  }
   ctx.backend.attention_backward(
-      MatrixView<const Scalar>(cache.q), std::span<const AttentionSequence<Scalar>>(sequences), visible, heads,
-      MatrixView<const Scalar>(cache.y), MatrixView<const Scalar>(cache.log_sum_exp), dy, dq);
+      MatrixView<const Scalar>(cache.q), packed_sequences(ctx, cache, query_offsets, key_offsets, dk, dv), visible,
+      heads, MatrixView<const Scalar>(cache.y), MatrixView<const Scalar>(cache.log_sum_exp), dy, dq);
 }
 
 /// Appends packed keys and values to the slots of a cache and attends over all that each slot holds. Writes y.
