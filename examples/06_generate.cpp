@@ -25,7 +25,7 @@ int main() {
                  {.max_new_tokens = 40, .end_token = key_value::end_token, .text_of = text_of},
                  [](const calm::StreamedToken& token) { std::cout << token.text << std::flush; });
   std::cout << "\n\nprompts of different lengths, side by side:\n";
-  const std::vector<std::string> questions{"5+7=", "900-1-99=", "17 plus 203=", "from 500 take 45="};
+  const std::vector<std::string> questions{"5+7=", "640-125-99=", "17 plus 203=", "from 500 take 45="};
   const auto many = prompts_of(questions);
   const auto answers = calm::generate(ctx, arithmetic, std::span(many),
                                       {.max_new_tokens = 40, .end_token = key_value::end_token, .text_of = text_of});

@@ -34,10 +34,14 @@ struct RowResult {
 };
 
 /// Keys arithmetic over the seen keys with 1 to 3 operands, three quarters of it, and arithmetic on numbers as m_B
-/// knows it.
+/// knows it: where calculating is not taught with keys also after words that are no keys, so that the bridges learn to
+/// leave it alone.
 inline Task bridge_task(const Dictionary& dictionary, Lesson lesson) {
-  const Task numbers =
-      arithmetic(dictionary, {{0.1, 0.4, 0.5}, lesson == Lesson::direct ? 0.0 : 0.3, 0, 0.1, 0, dictionary.size()});
+  ArithmeticMix mix{
+      .operands = {0.1, 0.4, 0.5}, .reworded = 0.3, .by_length = 0.1, .half_solved = 0, .largest = dictionary.size()};
+  if (lesson == Lesson::direct) mix.reworded = 0;
+  if (lesson == Lesson::substitution) mix.words = 0.5;
+  const Task numbers = arithmetic(dictionary, mix);
   return [&dictionary, lesson, numbers](calm::Random& random) {
     if (random.below(4) == 0) return numbers(random);
     const Index operands = 1 + pick(random, {0.2, 0.4, 0.4});
