@@ -7,6 +7,7 @@
 #include <calm/backend/backend.hpp>
 #include <calm/backend/cpu_attention.hpp>
 #include <calm/backend/cpu_product.hpp>
+#include <calm/backend/cpu_vector.hpp>
 #include <calm/core/arithmetic.hpp>
 #include <calm/core/parallel.hpp>
 
@@ -108,7 +109,7 @@ class CpuBackend {
   [[gnu::noinline]] void rms_norm(MatrixView<const S> x, std::span<const S> weight, double epsilon, MatrixView<S> y,
                                   std::span<S> inverse_rms) {
     for_rows(x.rows, [&](Index t) {
-      const S mean = dot(x.row(t), x.row(t), x.cols) / static_cast<S>(x.cols);
+      const S mean = cpu::dot(x.row(t), x.row(t), x.cols) / static_cast<S>(x.cols);
       const S inverse = S{1} / std::sqrt(mean + static_cast<S>(epsilon));
       inverse_rms[static_cast<std::size_t>(t)] = inverse;
       for (Index j = 0; j < x.cols; ++j) y(t, j) = weight[static_cast<std::size_t>(j)] * (x(t, j) * inverse);
@@ -123,7 +124,7 @@ class CpuBackend {
       const S* w = weight.data();
       const S* g = dy.row(t);
       const S* v = x.row(t);
-      const S along = sum(x.cols, [=](Index j) { return w[j] * g[j] * v[j]; });
+      const S along = cpu::sum(x.cols, [=](Index j) { return w[j] * g[j] * v[j]; });
       const S factor = along * inverse * inverse * inverse / static_cast<S>(x.cols);
       S* target = dx.row(t);
       for (Index j = 0; j < x.cols; ++j) {
@@ -166,14 +167,18 @@ class CpuBackend {
       const S* c = cosines.row(t);
       const S* s = sines.row(t);
       const S sign = static_cast<S>(direction);
+      const auto turn = [=](auto step, S* a, S* b, Index i) {  // step values at once
+        using Values = Eigen::Array<S, decltype(step)::value, 1>;
+        using Source = Eigen::Map<const Values>;
+        const Values first = Source(a + i), second = Source(b + i), cosine = Source(c + i), sine = Source(s + i) * sign;
+        Eigen::Map<Values>{a + i} = first * cosine - second * sine;
+        Eigen::Map<Values>{b + i} = second * cosine + first * sine;
+      };
       for (Index h = 0; h < heads; ++h) {
         S* a = x.row(t) + h * width;
-        S* b = a + half;
-        for (Index i = 0; i < half; ++i) {
-          const S first = a[i], second = b[i];
-          a[i] = first * c[i] - sign * second * s[i];
-          b[i] = second * c[i] + sign * first * s[i];
-        }
+        Index i = 0;
+        for (; i + 8 <= half; i += 8) turn(std::integral_constant<int, 8>{}, a, a + half, i);
+        for (; i < half; ++i) turn(std::integral_constant<int, 1>{}, a, a + half, i);
       }
     });
   }
@@ -195,8 +200,9 @@ class CpuBackend {
   template <class Activation, class S>
   void gated_activation(MatrixView<const S> gate, MatrixView<const S> up, MatrixView<S> h) {
     for_rows(h.rows, [&](Index t) {
-      for_chunks<S>(h.cols, [&](Index j, Index n) {
-        store(h.row(t) + j, n, (Activation::value(load(gate.row(t) + j, n)) * load(up.row(t) + j, n)).eval());
+      cpu::for_chunks<S>(h.cols, [&](Index j, Index n) {
+        cpu::store(h.row(t) + j, n,
+                   (Activation::value(cpu::load(gate.row(t) + j, n)) * cpu::load(up.row(t) + j, n)).eval());
       });
     });
   }
@@ -206,10 +212,10 @@ class CpuBackend {
   void gated_activation_backward(MatrixView<const S> dh, MatrixView<const S> gate, MatrixView<const S> up,
                                  MatrixView<S> dgate, MatrixView<S> dup) {
     for_rows(dh.rows, [&](Index t) {
-      for_chunks<S>(dh.cols, [&](Index j, Index n) {
-        const auto d = load(dh.row(t) + j, n), g = load(gate.row(t) + j, n), u = load(up.row(t) + j, n);
-        store(dgate.row(t) + j, n, (d * u * Activation::derivative(g)).eval());
-        store(dup.row(t) + j, n, (d * Activation::value(g)).eval());
+      cpu::for_chunks<S>(dh.cols, [&](Index j, Index n) {
+        const auto d = cpu::load(dh.row(t) + j, n), g = cpu::load(gate.row(t) + j, n), u = cpu::load(up.row(t) + j, n);
+        cpu::store(dgate.row(t) + j, n, (d * u * Activation::derivative(g)).eval());
+        cpu::store(dup.row(t) + j, n, (d * Activation::value(g)).eval());
       });
     });
   }
@@ -218,15 +224,17 @@ class CpuBackend {
   template <class Activation, class S>
   void activation(MatrixView<const S> x, MatrixView<S> h) {
     for_rows(h.rows, [&](Index t) {
-      for_chunks<S>(h.cols,
-                    [&](Index j, Index n) { store(h.row(t) + j, n, Activation::value(load(x.row(t) + j, n))); });
+      cpu::for_chunks<S>(h.cols, [&](Index j, Index n) {
+        cpu::store(h.row(t) + j, n, Activation::value(cpu::load(x.row(t) + j, n)));
+      });
     });
   }
   template <class Activation, class S>
   void activation_backward(MatrixView<const S> dh, MatrixView<const S> x, MatrixView<S> dx) {
     for_rows(dh.rows, [&](Index t) {
-      for_chunks<S>(dh.cols, [&](Index j, Index n) {
-        store(dx.row(t) + j, n, (load(dh.row(t) + j, n) * Activation::derivative(load(x.row(t) + j, n))).eval());
+      cpu::for_chunks<S>(dh.cols, [&](Index j, Index n) {
+        cpu::store(dx.row(t) + j, n,
+                   (cpu::load(dh.row(t) + j, n) * Activation::derivative(cpu::load(x.row(t) + j, n))).eval());
       });
     });
   }
@@ -240,9 +248,9 @@ class CpuBackend {
       const S at_target = row[target];
       const S largest = *std::max_element(row, row + logits.cols);
       S total = 0;
-      for_chunks<S>(logits.cols, [&](Index j, Index n) {
-        const Chunk<S> e = (load(row + j, n) - largest).exp();
-        store(dlogits.row(t) + j, n, e);
+      cpu::for_chunks<S>(logits.cols, [&](Index j, Index n) {
+        const cpu::Chunk<S> e = (cpu::load(row + j, n) - largest).exp();
+        cpu::store(dlogits.row(t) + j, n, e);
         for (Index i = 0; i < n; ++i) total += e[i];
       });
       losses[static_cast<std::size_t>(t)] = std::log(total) + largest - at_target;
@@ -284,7 +292,7 @@ class CpuBackend {
                      MatrixView<S> ddelta, std::span<S> dgate) {
     const S g = std::tanh(gate[0]);
     S along = 0;
-    for (Index t = 0; t < delta.rows; ++t) along += dot(dtotal.row(t), delta.row(t), delta.cols);
+    for (Index t = 0; t < delta.rows; ++t) along += cpu::dot(dtotal.row(t), delta.row(t), delta.cols);
     scale(dtotal, g, ddelta);
     if (!dgate.empty()) dgate[0] += (S{1} - g * g) * along;
   }
@@ -294,7 +302,7 @@ class CpuBackend {
     double total = 0;
     for (std::size_t i = 0; i < values.size(); i += 4096) {
       const auto n = static_cast<Index>(std::min<std::size_t>(4096, values.size() - i));
-      total += static_cast<double>(dot(values.data() + i, values.data() + i, n));
+      total += static_cast<double>(cpu::dot(values.data() + i, values.data() + i, n));
     }
     *result = total;
   }
@@ -332,48 +340,6 @@ class CpuBackend {
 
   static constexpr bool adds(Assign) { return false; }
   static constexpr bool adds(Accumulate) { return true; }
-
-  static constexpr Index chunk = 32;
-  template <class S>
-  using Chunk = Eigen::Array<S, chunk, 1>;
-
-  /// n <= chunk values, the rest zero: every element meets the same instructions wherever its row begins.
-  template <class S>
-  static Chunk<S> load(const S* source, Index n) {
-    if (n == chunk) return Eigen::Map<const Chunk<S>>(source);
-    Chunk<S> values = Chunk<S>::Zero();
-    std::copy_n(source, n, values.data());
-    return values;
-  }
-  template <class S>
-  static void store(S* target, Index n, const Chunk<S>& values) {
-    std::copy_n(values.data(), n, target);
-  }
-
-  template <class S, class Fn>
-  static void for_chunks(Index count, Fn&& fn) {
-    for (Index j = 0; j < count; j += chunk) fn(j, std::min(chunk, count - j));
-  }
-
-  /// The sum of term(j) in an order that depends on nothing but the count.
-  template <class Term>
-  static auto sum(Index count, Term term) {
-    using S = decltype(term(Index{0}));
-    constexpr Index lanes = 16;
-    S partial[lanes] = {};
-    Index j = 0;
-    for (; j + lanes <= count; j += lanes)
-      for (Index i = 0; i < lanes; ++i) partial[i] += term(j + i);
-    for (Index i = 0; j < count; ++i, ++j) partial[i] += term(j);
-    for (Index width = lanes / 2; width > 0; width /= 2)
-      for (Index i = 0; i < width; ++i) partial[i] += partial[i + width];
-    return partial[0];
-  }
-
-  template <class S>
-  static S dot(const S* a, const S* b, Index count) {
-    return sum(count, [=](Index j) { return a[j] * b[j]; });
-  }
 
   template <class Fn>
   void for_rows(Index rows, Fn&& fn) {

@@ -1,7 +1,9 @@
 // Attention of CpuBackend, over ragged sequences with a visible range for each query.
 //
 // A task is one sequence and one key-value head (forward also one tile of queries); scores exist for one tile of
-// queries at a time. The gradient computes them again from log_sum_exp, as FlashAttention does (Dao et al., 2022).
+// queries at a time, and only where a group of neighbouring queries sees them. The gradient computes them again from
+// log_sum_exp, as FlashAttention does (Dao et al., 2022). Ranges of keys are widened to whole steps that are counted
+// from the first key of the sequence: the order of every sum follows from the position and the range of its query.
 #pragma once
 
 #include <calm/backend/cpu_product.hpp>
@@ -10,18 +12,23 @@
 
 #include <cmath>
 #include <limits>
-#include <vector>
 
 namespace calm::inline CALM_ABI::cpu {
 
-inline constexpr Index query_tile = 64;
+inline constexpr Index query_tile = 64;  // queries whose scores exist at a time
+inline constexpr Index query_group = 8;  // queries that are multiplied with the same keys
+inline constexpr Index key_step = 16;    // whole vectors of any machine
 
 template <class S>
 void set_zero(MatrixView<S> m) {
   for (Index i = 0; i < m.rows; ++i) std::fill_n(m.row(i), m.cols, S{});
 }
 
-/// The smallest range that holds what all queries [first, first + count) see.
+inline VisibleRange in_whole_steps(VisibleRange range) {
+  return {range.begin / key_step * key_step, ceil_divide(range.end, key_step) * key_step};
+}
+
+/// The smallest range that holds what all of these queries see.
 inline VisibleRange hull(std::span<const VisibleRange> visible, Index first, Index count) {
   VisibleRange range{std::numeric_limits<Index>::max(), 0};
   for (Index t = first; t < first + count; ++t) {
@@ -33,33 +40,109 @@ inline VisibleRange hull(std::span<const VisibleRange> visible, Index first, Ind
   return range.end == 0 ? VisibleRange{} : range;
 }
 
-/// A tile of queries of one head with what they see: views into the packed batch.
+/// `m` with rows of whole vectors: a copy filled up with zeros, unless its width allows to read it in place.
+template <class S>
+MatrixView<const S> whole_vectors(Arena<HostMemory>& arena, MatrixView<const S> m) {
+  if (m.cols % lanes_of<S> == 0) return m;
+  const auto copy = arena.matrix<S>(m.rows, ceil_divide(m.cols, lanes_of<S>) * lanes_of<S>);
+  for (Index i = 0; i < m.rows; ++i)
+    std::fill(std::copy_n(m.row(i), m.cols, copy.row(i)), copy.row(i) + copy.cols, S{});
+  return copy;
+}
+
+/// c = a b, or added to c, for b with rows of whole vectors, of which c may use a part.
+template <class S>
+void product_whole(Index depth, Strided<S> a, MatrixView<const S> b, MatrixView<S> c, bool add) {
+  for (Index j = 0; j < c.cols; j += panel_columns<S>)
+    panel_product<S>(c.rows, depth, a, b.data + j, b.stride, c.middle_cols(j, std::min(panel_columns<S>, c.cols - j)),
+                     add);
+}
+
+/// Rows of keys or values as the panels of product_abt.
+template <class S>
+const S* transposed(Arena<HostMemory>& arena, MatrixView<const S> m) {
+  const Index panels = panels_of<S>(m.rows);
+  S* packed = arena.allocate<S>(panels * panel_columns<S> * m.cols);
+  pack_transposed(m, 0, panels, packed);
+  return packed;
+}
+
+/// A tile of queries of one head with what they see: views into the packed batch. Columns of the scores are keys,
+/// counted from the first whole step that is seen.
 template <class S>
 struct AttentionTile {
-  Index first, count;     // queries
-  VisibleRange range;     // keys
-  MatrixView<const S> q;  // [count, width]
-  MatrixView<const S> k;  // [keys, width]
+  std::span<const VisibleRange> visible;  // of this tile's queries
+  Index first, count;                     // queries
+  VisibleRange range;                     // keys; begins at a whole step
+  MatrixView<const S> q;                  // [count, width]
+  MatrixView<const S> k;                  // [keys, width]
   MatrixView<const S> v;
 
-  AttentionTile(MatrixView<const S> queries, const AttentionSequence<S>& sequence,
-                std::span<const VisibleRange> visible, HeadShape heads, Index head, Index offset)
-      : first(sequence.first_query + offset), count(std::min(query_tile, sequence.queries - offset)),
-        range(hull(visible, first, count)),
-        q(queries.middle_rows(first, count).middle_cols(head * heads.width, heads.width)) {
+  AttentionTile(MatrixView<const S> queries, const AttentionSequence<S>& sequence, std::span<const VisibleRange> ranges,
+                HeadShape heads, Index head, Index offset)
+      : first(sequence.first_query + offset), count(std::min(query_tile, sequence.queries - offset)) {
+    visible = ranges.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count));
+    range = hull(visible, 0, count);
+    range.begin = in_whole_steps(range).begin;
+    q = queries.middle_rows(first, count).middle_cols(head * heads.width, heads.width);
     const Index column = head / (heads.query_heads / heads.kv_heads) * heads.width;
     const Index keys = range.end - range.begin;
     k = {sequence.keys + range.begin * sequence.stride + column, keys, heads.width, sequence.stride};
     v = {sequence.values + range.begin * sequence.stride + column, keys, heads.width, sequence.stride};
   }
 
-  /// Columns of the scores that query `i` of the tile sees.
-  VisibleRange columns(std::span<const VisibleRange> visible, Index i) const {
-    const VisibleRange& all = visible[static_cast<std::size_t>(first + i)];
-    if (all.begin >= all.end) return {};
-    return {all.begin - range.begin, all.end - range.begin};
+  Index groups() const { return ceil_divide(count, query_group); }
+  Index group_size(Index group) const { return std::min(query_group, count - group * query_group); }
+
+  /// Columns that some query of the group sees; the begin is a whole step.
+  VisibleRange group_columns(Index group) const {
+    return columns(hull(visible, group * query_group, group_size(group)));
+  }
+  /// Columns that query i sees.
+  VisibleRange query_columns(Index i) const {
+    const VisibleRange& seen = visible[static_cast<std::size_t>(i)];
+    return seen.begin < seen.end ? VisibleRange{seen.begin - range.begin, seen.end - range.begin} : VisibleRange{};
+  }
+
+  /// Room for the scores of the tile: rows of whole panels.
+  MatrixView<S> scores(Arena<HostMemory>& arena) const {
+    return arena.matrix<S>(count, panels_of<S>(k.rows) * panel_columns<S>);
+  }
+
+  /// a b^T for a group's rows of a [count, width], over the columns that the group sees.
+  void products(Index group, VisibleRange columns, MatrixView<const S> a, const S* packed, MatrixView<S> c) const {
+    const Index row = group * query_group, end = in_whole_steps(columns).end;
+    for (Index p = columns.begin / panel_columns<S>; p * panel_columns<S> < end; ++p) {
+      const Index column = p * panel_columns<S>;
+      panel_product<S>(
+          group_size(group), a.cols, {a.row(row), a.stride, 1}, packed + column * a.cols, panel_columns<S>,
+          c.middle_rows(row, group_size(group)).middle_cols(column, std::min(panel_columns<S>, end - column)), false);
+    }
+  }
+
+ private:
+  VisibleRange columns(VisibleRange seen) const {
+    if (seen.begin >= seen.end) return {};
+    return {seen.begin / key_step * key_step - range.begin, seen.end - range.begin};
   }
 };
+
+/// A whole step of a row of scores, as an array and as lanes that comparisons select from.
+template <class S>
+using Step = Eigen::Array<S, key_step, 1>;
+template <class S>
+using Lanes [[gnu::vector_size(key_step * sizeof(S)), gnu::aligned(alignof(S)), gnu::may_alias]] = S;
+
+/// Columns [column, column + key_step) of a row, with `otherwise` where they are not in `range`.
+template <class S>
+[[gnu::always_inline]] inline void keep_inside(S* step, Index column, VisibleRange range, S otherwise) {
+  Lanes<S> numbers;
+  for (Index i = 0; i < key_step; ++i) numbers[i] = static_cast<S>(i);
+  auto& values = *reinterpret_cast<Lanes<S>*>(step);
+  const Lanes<S> outside = Lanes<S>{} + otherwise;
+  values = numbers >= static_cast<S>(range.begin - column) ? values : outside;
+  values = numbers < static_cast<S>(range.end - column) ? values : outside;
+}
 
 template <class S>
 void attention(ThreadPool& pool, Scratch& scratch, MatrixView<const S> q,
@@ -74,40 +157,60 @@ void attention(ThreadPool& pool, Scratch& scratch, MatrixView<const S> q,
     const Index head = task / tiles % heads.query_heads, offset = task % tiles * query_tile;
     if (offset >= sequence.queries) return;
     const AttentionTile<S> tile(q, sequence, visible, heads, head, offset);
-    const auto target = y.middle_rows(tile.first, tile.count).middle_cols(head * heads.width, heads.width);
     auto& arena = scratch[static_cast<std::size_t>(thread)];
     arena.reset();
-    const Index stride = ceil_divide(tile.k.rows, 64) * 64;  // rows begin alike, so that Eigen takes the same lanes
-    const MatrixView<S> scores(arena.allocate<S>(tile.count * stride), tile.count, tile.k.rows, stride);
-    if (!scores.empty()) product_abt(arena, tile.q, tile.k, scores, false);
-    for (Index i = 0; i < tile.count; ++i) {
-      const auto [begin, end] = tile.columns(visible, i);
-      Eigen::Map<Eigen::Array<S, 1, Eigen::Dynamic>> row(scores.row(i), scores.cols);
-      S sum = std::numeric_limits<S>::infinity();
-      if (begin < end) {
-        auto seen = row.segment(begin, end - begin);
-        const S largest = seen.maxCoeff();
-        seen = ((seen - largest) * factor).exp();
-        sum = seen.sum();
-        seen /= sum;
-        sum = largest * factor + std::log(sum);
+    const S* keys = transposed(arena, tile.k);
+    const auto values = whole_vectors(arena, tile.v);
+    const auto scores = tile.scores(arena);
+    for (Index group = 0; group < tile.groups(); ++group) {
+      const VisibleRange seen = tile.group_columns(group);
+      tile.products(group, seen, tile.q, keys, scores);
+      const Index row = group * query_group, rows = tile.group_size(group);
+      Eigen::Array<S, query_group, 1> shift = shift.Zero(), total = total.Ones();
+      for (Index i = 0; i < rows; ++i) {  // the scores of a query become exp(score - largest), 0 where it sees nothing
+        const VisibleRange query = tile.query_columns(row + i);
+        if (query.begin >= query.end) {
+          std::fill(scores.row(row + i) + seen.begin, scores.row(row + i) + seen.end, S{});
+          continue;
+        }
+        Step<S> largest = largest.Constant(-std::numeric_limits<S>::infinity());
+        for (Index j = seen.begin; j < seen.end; j += key_step) {
+          Eigen::Map<Step<S>> step(scores.row(row + i) + j);
+          keep_inside(step.data(), j, query, -std::numeric_limits<S>::infinity());
+          largest = largest.max(step);
+        }
+        shift[i] = largest.maxCoeff() * factor;
+        Step<S> sums = sums.Zero();
+        for (Index j = seen.begin; j < seen.end; j += key_step) {
+          Eigen::Map<Step<S>> step(scores.row(row + i) + j);
+          step = (step * factor - shift[i]).exp();
+          keep_inside(step.data(), j, query, S{});
+          sums += step;
+        }
+        total[i] = sums.sum();
       }
-      row.head(begin).setZero();
-      row.tail(scores.cols - end).setZero();
-      log_sum_exp(tile.first + i, head) = sum;
+      const Eigen::Array<S, query_group, 1> log_sum = shift + total.log(), inverse = S{1} / total;
+      for (Index i = 0; i < rows; ++i) {
+        const VisibleRange query = tile.query_columns(row + i);
+        log_sum_exp(tile.first + row + i, head) =
+            query.begin < query.end ? log_sum[i] : std::numeric_limits<S>::infinity();
+      }
+      const auto target = y.middle_rows(tile.first + row, rows).middle_cols(head * heads.width, heads.width);
+      product_whole<S>(seen.end - seen.begin, {scores.row(row) + seen.begin, scores.cols, 1},
+                       {values.row(seen.begin), values.rows, values.cols, values.stride}, target, false);
+      for (Index i = 0; i < rows; ++i)
+        for (Index j = 0; j < heads.width; ++j) target(i, j) *= inverse[i];
     }
-    if (scores.empty()) set_zero(target);
-    else product_ab(arena, MatrixView<const S>(scores), tile.v, target, false);
   });
 }
 
 template <class S>
 void attention_backward(ThreadPool& pool, Scratch& scratch, MatrixView<const S> q,
                         std::span<const AttentionSequence<S>> sequences, std::span<const VisibleRange> visible,
-                        HeadShape heads, MatrixView<const S> y, MatrixView<const S> log_sum_exp, MatrixView<const S> dy,
-                        MatrixView<S> dq) {
+                        HeadShape heads, MatrixView<const S> /*y*/, MatrixView<const S> log_sum_exp,
+                        MatrixView<const S> dy, MatrixView<S> dq) {
   const S factor = S{1} / std::sqrt(static_cast<S>(heads.width));
-  const Index group = heads.query_heads / heads.kv_heads;
+  const Index group_heads = heads.query_heads / heads.kv_heads;
   pool.for_each_tile(static_cast<Index>(sequences.size()) * heads.kv_heads, [&](Index task, int thread) {
     const auto& sequence = sequences[static_cast<std::size_t>(task / heads.kv_heads)];
     const Index kv_head = task % heads.kv_heads, column = kv_head * heads.width;
@@ -116,40 +219,65 @@ void attention_backward(ThreadPool& pool, Scratch& scratch, MatrixView<const S> 
     set_zero(dk);
     set_zero(dv);
     auto& arena = scratch[static_cast<std::size_t>(thread)];
-    for (Index head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+    for (Index head = kv_head * group_heads; head < (kv_head + 1) * group_heads; ++head) {
       for (Index offset = 0; offset < sequence.queries; offset += query_tile) {
         const AttentionTile<S> tile(q, sequence, visible, heads, head, offset);
         const auto part = [&](auto m) {
           return m.middle_rows(tile.first, tile.count).middle_cols(head * heads.width, heads.width);
         };
-        if (tile.k.rows == 0) {
-          set_zero(part(dq));
-          continue;
-        }
+        const auto dy_part = part(dy);
+        const auto dq_part = part(dq);
         arena.reset();
-        const auto p = arena.matrix<S>(tile.count, tile.k.rows), dp = arena.matrix<S>(tile.count, tile.k.rows);
-        product_abt(arena, tile.q, tile.k, p, false);
-        product_abt(arena, MatrixView<const S>(part(dy)), tile.v, dp, false);
-        for (Index i = 0; i < tile.count; ++i) {
-          const auto [begin, end] = tile.columns(visible, i);
-          Eigen::Map<Eigen::Array<S, 1, Eigen::Dynamic>> p_row(p.row(i), p.cols), dp_row(dp.row(i), p.cols);
-          S delta = 0;
-          for (Index j = 0; j < heads.width; ++j) delta += part(dy)(i, j) * part(y)(i, j);
-          auto seen = p_row.segment(begin, end - begin);
-          auto dseen = dp_row.segment(begin, end - begin);
-          if (begin < end) {
-            seen = (seen * factor - log_sum_exp(tile.first + i, head)).exp();
-            dseen = seen * (dseen - delta) * factor;
+        const S* keys = transposed(arena, tile.k);
+        const S* values = transposed(arena, tile.v);
+        const auto keys_whole = whole_vectors(arena, tile.k);
+        const auto p = tile.scores(arena), dp = tile.scores(arena);
+        VisibleRange columns[query_tile / query_group];
+        for (Index group = 0; group < tile.groups(); ++group) {
+          const VisibleRange seen = columns[group] = tile.group_columns(group);
+          tile.products(group, seen, tile.q, keys, p);
+          tile.products(group, seen, dy_part, values, dp);
+          const Index row = group * query_group, rows = tile.group_size(group);
+          for (Index i = row; i < row + rows; ++i) {
+            const VisibleRange query = tile.query_columns(i);
+            const S shift = query.begin < query.end ? log_sum_exp(tile.first + i, head) : S{};
+            Step<S> along = along.Zero();
+            for (Index j = seen.begin; j < seen.end; j += key_step) {
+              Eigen::Map<Step<S>> probabilities(p.row(i) + j), gradients(dp.row(i) + j);
+              probabilities = (probabilities * factor - shift).exp();
+              keep_inside(probabilities.data(), j, query, S{});
+              along += probabilities * gradients;
+            }
+            const S delta = along.sum();
+            for (Index j = seen.begin; j < seen.end; j += key_step) {
+              Eigen::Map<Step<S>> probabilities(p.row(i) + j), gradients(dp.row(i) + j);
+              gradients = probabilities * (gradients - delta) * factor;
+            }
           }
-          for (auto* row : {&p_row, &dp_row}) {
-            row->head(begin).setZero();
-            row->tail(p.cols - end).setZero();
-          }
+          product_whole<S>(seen.end - seen.begin, {dp.row(row) + seen.begin, dp.cols, 1},
+                           {keys_whole.row(seen.begin), keys_whole.rows, keys_whole.cols, keys_whole.stride},
+                           dq_part.middle_rows(row, rows), false);
         }
-        const Index keys = tile.k.rows;
-        product_ab(arena, MatrixView<const S>(dp), tile.k, part(dq), false);
-        product_atb(arena, MatrixView<const S>(p), part(dy), dv.middle_rows(tile.range.begin, keys), true);
-        product_atb(arena, MatrixView<const S>(dp), tile.q, dk.middle_rows(tile.range.begin, keys), true);
+        const auto q_whole = whole_vectors(arena, tile.q), dy_whole = whole_vectors(arena, dy_part);
+        for (Index j = 0; j < tile.k.rows; j += key_step) {  // keys that are seen by neighbouring groups of queries
+          Index begin = 0, end = tile.groups();
+          const auto misses = [&](Index g) { return columns[g].end <= j || columns[g].begin >= j + key_step; };
+          while (begin < end && misses(begin)) ++begin;
+          while (begin < end && misses(end - 1)) --end;
+          const Index row = begin * query_group, depth = std::min(end * query_group, tile.count) - row;
+          if (depth <= 0) continue;
+          for (Index g = begin; g < end; ++g)
+            if (misses(g))
+              for (auto* m : {&p, &dp})
+                for (Index i = 0; i < tile.group_size(g); ++i)
+                  std::fill_n(m->row(g * query_group + i) + j, key_step, S{});
+          const Index count = std::min(key_step, tile.k.rows - j), key = tile.range.begin + j;
+          product_whole<S>(depth, {p.row(row) + j, 1, p.cols},
+                           {dy_whole.row(row), depth, dy_whole.cols, dy_whole.stride}, dv.middle_rows(key, count),
+                           true);
+          product_whole<S>(depth, {dp.row(row) + j, 1, dp.cols},
+                           {q_whole.row(row), depth, q_whole.cols, q_whole.stride}, dk.middle_rows(key, count), true);
+        }
       }
     }
   });

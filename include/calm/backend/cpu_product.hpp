@@ -30,9 +30,12 @@ inline constexpr Index tile_rows = 6;
 template <class S>
 using Vector [[gnu::vector_size(vector_bytes), gnu::aligned(alignof(S)), gnu::may_alias]] = S;
 
+template <class S>
+inline constexpr Index lanes_of = vector_bytes / static_cast<Index>(sizeof(S));
+
 /// Columns of a register tile: two vectors. Panels of this width are what a packed operand is made of.
 template <class S>
-inline constexpr Index panel_columns = 2 * vector_bytes / static_cast<Index>(sizeof(S));
+inline constexpr Index panel_columns = 2 * lanes_of<S>;
 
 /// An operand a(i, k) = data[i * row_step + k * depth_step].
 template <class S>
@@ -41,56 +44,58 @@ struct Strided {
   Index row_step, depth_step;
 };
 
-/// c [Rows, 2 vectors] = a b, or added to c; b has `depth` rows of a panel, b_stride apart. c may be narrower:
-/// `columns`.
-template <Index Rows, class S>
+/// c [Rows, Vectors of a panel] = a b, or added to c; b has `depth` rows, b_stride apart. c may be narrower: `columns`.
+template <Index Rows, Index Vectors, class S>
 void register_tile(Index depth, Strided<S> a, const S* b, Index b_stride, S* c, Index c_stride, Index columns,
                    bool add) {
   using V = Vector<S>;
-  constexpr Index lanes = vector_bytes / static_cast<Index>(sizeof(S));
-  V sum[Rows][2] = {};
+  constexpr Index lanes = lanes_of<S>;
+  V sum[Rows][Vectors] = {};
   const auto edge = [&](Index i, bool load) {  // part of a panel: through a buffer
-    S part[2 * lanes] = {};
+    S part[Vectors * lanes] = {};
     if (load) {
       std::copy_n(c + i * c_stride, columns, part);
-      for (int j = 0; j < 2; ++j) std::memcpy(&sum[i][j], part + j * lanes, sizeof(V));
+      for (Index j = 0; j < Vectors; ++j) std::memcpy(&sum[i][j], part + j * lanes, sizeof(V));
     } else {
-      for (int j = 0; j < 2; ++j) std::memcpy(part + j * lanes, &sum[i][j], sizeof(V));
+      for (Index j = 0; j < Vectors; ++j) std::memcpy(part + j * lanes, &sum[i][j], sizeof(V));
       std::copy_n(part, columns, c + i * c_stride);
     }
   };
   if (add)
     for (Index i = 0; i < Rows; ++i) {
-      if (columns < 2 * lanes) edge(i, true);
+      if (columns < Vectors * lanes) edge(i, true);
       else
-        for (int j = 0; j < 2; ++j) sum[i][j] = *reinterpret_cast<const V*>(c + i * c_stride + j * lanes);
+        for (Index j = 0; j < Vectors; ++j) sum[i][j] = *reinterpret_cast<const V*>(c + i * c_stride + j * lanes);
     }
   for (Index k = 0; k < depth; ++k) {
-    const V b0 = *reinterpret_cast<const V*>(b + k * b_stride),
-            b1 = *reinterpret_cast<const V*>(b + k * b_stride + lanes);
+    V part[Vectors];
+    for (Index j = 0; j < Vectors; ++j) part[j] = *reinterpret_cast<const V*>(b + k * b_stride + j * lanes);
     for (Index i = 0; i < Rows; ++i) {
       const S value = a.data[i * a.row_step + k * a.depth_step];
-      sum[i][0] += value * b0;
-      sum[i][1] += value * b1;
+      for (Index j = 0; j < Vectors; ++j) sum[i][j] += value * part[j];
     }
   }
   for (Index i = 0; i < Rows; ++i) {
-    if (columns < 2 * lanes) edge(i, false);
+    if (columns < Vectors * lanes) edge(i, false);
     else
-      for (int j = 0; j < 2; ++j) *reinterpret_cast<V*>(c + i * c_stride + j * lanes) = sum[i][j];
+      for (Index j = 0; j < Vectors; ++j) *reinterpret_cast<V*>(c + i * c_stride + j * lanes) = sum[i][j];
   }
 }
 
-/// One panel of columns for any number of rows.
+/// One panel of columns for any number of rows; of a panel that is at most half used half is read and computed.
 template <class S>
 [[gnu::noinline]] void panel_product(Index rows, Index depth, Strided<S> a, const S* b, Index b_stride, MatrixView<S> c,
                                      bool add) {
-  Index i = 0;
-  const auto at = [&](Index row) { return Strided<S>{a.data + row * a.row_step, a.row_step, a.depth_step}; };
-  for (; i + tile_rows <= rows; i += tile_rows)
-    register_tile<tile_rows>(depth, at(i), b, b_stride, c.row(i), c.stride, c.cols, add);
-  for (; i + 2 <= rows; i += 2) register_tile<2>(depth, at(i), b, b_stride, c.row(i), c.stride, c.cols, add);
-  for (; i < rows; ++i) register_tile<1>(depth, at(i), b, b_stride, c.row(i), c.stride, c.cols, add);
+  const auto all = [&]<Index Vectors>(std::integral_constant<Index, Vectors>) {
+    Index i = 0;
+    const auto at = [&](Index row) { return Strided<S>{a.data + row * a.row_step, a.row_step, a.depth_step}; };
+    for (; i + tile_rows <= rows; i += tile_rows)
+      register_tile<tile_rows, Vectors>(depth, at(i), b, b_stride, c.row(i), c.stride, c.cols, add);
+    for (; i + 2 <= rows; i += 2) register_tile<2, Vectors>(depth, at(i), b, b_stride, c.row(i), c.stride, c.cols, add);
+    for (; i < rows; ++i) register_tile<1, Vectors>(depth, at(i), b, b_stride, c.row(i), c.stride, c.cols, add);
+  };
+  if (c.cols <= lanes_of<S>) all(std::integral_constant<Index, 1>{});
+  else all(std::integral_constant<Index, 2>{});
 }
 
 /// c = a b for b [depth, columns] with contiguous rows, or added to c. `edge` has room for depth * panel_columns
@@ -102,7 +107,7 @@ void product(Index depth, Strided<S> a, MatrixView<const S> b, MatrixView<S> c, 
     const Index columns = std::min(width, c.cols - j);
     const S* panel = b.data + j;
     Index stride = b.stride;
-    if (columns < width) {  // a full panel would read beyond the row
+    if (columns % lanes_of<S> != 0) {  // whole vectors would be read beyond the row
       for (Index k = 0; k < depth; ++k) {
         std::copy_n(b.row(k) + j, columns, edge + k * width);
         std::fill_n(edge + k * width + columns, width - columns, S{});
@@ -114,15 +119,34 @@ void product(Index depth, Strided<S> a, MatrixView<const S> b, MatrixView<S> c, 
   }
 }
 
+/// target [4, 4] = source^T; rows lie `from` and `to` values apart.
+template <class S>
+void transpose_four(const S* source, Index from, S* target, Index to) {
+  using Four [[gnu::vector_size(4 * sizeof(S)), gnu::aligned(alignof(S)), gnu::may_alias]] = S;
+  const auto row = [&](Index i) { return *reinterpret_cast<const Four*>(source + i * from); };
+  const Four a = row(0), b = row(1), c = row(2), d = row(3);
+  const Four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const Four cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  const auto result = [&](Index i) -> Four& { return *reinterpret_cast<Four*>(target + i * to); };
+  result(0) = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
+  result(1) = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+  result(2) = __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5);
+  result(3) = __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7);
+}
+
 /// w [out, in] as panels of w^T: panel p holds columns [p * width, ...) as [in, width], filled up with zeros.
 template <class S>
 void pack_transposed(MatrixView<const S> w, Index first_panel, Index panels, S* target) {
-  constexpr Index width = panel_columns<S>;
+  constexpr Index width = panel_columns<S>, block = 4;
   for (Index p = first_panel; p < first_panel + panels; ++p) {
     S* panel = target + (p - first_panel) * width * w.cols;
-    for (Index j = 0; j < width; ++j) {
+    for (Index j = 0; j < width; j += block) {
       const Index row = p * width + j;
-      for (Index k = 0; k < w.cols; ++k) panel[k * width + j] = row < w.rows ? w(row, k) : S{};
+      Index k = 0;
+      if (row + block <= w.rows)
+        for (; k + block <= w.cols; k += block) transpose_four(w.row(row) + k, w.stride, panel + k * width + j, width);
+      for (; k < w.cols; ++k)
+        for (Index i = 0; i < block; ++i) panel[k * width + j + i] = row + i < w.rows ? w(row + i, k) : S{};
     }
   }
 }
