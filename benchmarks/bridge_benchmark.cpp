@@ -185,7 +185,7 @@ void forward_pass(benchmark::State& state) {
   calm::TappedStates<float> taps({1, 2});
   for (auto _ : state) {
     ctx.arena.reset();
-    View x = model->embed(ctx, tokens.ids);
+    View x = model->embed(ctx, tokens);
     const Index blocks = model->spec().blocks;
     if constexpr (tapped) model->run(ctx, tokens.batch(), {}, x, 0, blocks, nullptr, calm::LayerTap<float>(taps));
     else model->run(ctx, tokens.batch(), {}, x, 0, blocks, nullptr, calm::NullObserver{});
@@ -239,9 +239,9 @@ class Parts {
   void frozen_forward() {
     ctx_.arena.reset();
     const calm::TokenBatch tokens = batch_.tokens();
-    View a = model_.augment<0>().embed(ctx_, tokens.ids);
+    View a = model_.augment<0>().embed(ctx_, tokens);
     model_.augment<0>().run(ctx_, tokens, {}, a, 0, taps_.depth(), nullptr, calm::LayerTap<float>(taps_));
-    View x = model_.anchor().embed(ctx_, tokens.ids);
+    View x = model_.anchor().embed(ctx_, tokens);
     model_.anchor().run(ctx_, tokens, {}, x, 0, model_.lowest_write() + 1, nullptr, calm::NullObserver{});
   }
 

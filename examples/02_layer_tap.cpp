@@ -17,7 +17,7 @@ int main() {
 
   calm::TappedStates<float> taps({1, 3});  // after block 1 and block 3
   const auto tapped_stream = [&] {
-    auto x = model.embed(ctx, batch.ids);
+    auto x = model.embed(ctx, batch);
     model.run(ctx, batch, {}, x, 0, model.spec().blocks, nullptr, calm::LayerTap<float>(taps));
     return x;
   }();

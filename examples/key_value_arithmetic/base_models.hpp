@@ -40,12 +40,12 @@ inline BasePointer freeze(const TrainedModel& model) {
 inline BasePointer train_key_value_model(Ctx& ctx, const Dictionary& dictionary, std::uint64_t seed,
                                          double effort = 1) {
   TrainedModel model(key_value_spec(), calm::RandomWeights{seed, 0.05});
-  const TrainingPlan plan{.steps = static_cast<Index>(effort * 3000), .batch = 64, .learning_rate = 2e-3, .seed = seed};
+  const TrainingPlan plan{.steps = static_cast<Index>(effort * 7200), .batch = 64, .learning_rate = 2e-3, .seed = seed};
   const auto& keys = dictionary.keys();
   const Task few =
       substitution(dictionary, {keys.begin(), keys.begin() + dictionary.size() / 10}, {0.05, 0.45, 0.35, 0.15});
-  const Task all = substitution(dictionary, keys, {0.05, 0.40, 0.35, 0.20});
-  const Task longer = substitution(dictionary, keys, {0.05, 0.25, 0.35, 0.35});
+  const Task all = substitution(dictionary, keys, {0.05, 0.40, 0.35, 0.20}, 0.5);
+  const Task longer = substitution(dictionary, keys, {0.05, 0.25, 0.35, 0.35}, 0.5);
   train(ctx, model, "m_A, key-value", plan, [&](Index step) {
     return step < plan.steps / 10 ? few : step < plan.steps / 2 ? all : longer;
   });
@@ -57,7 +57,7 @@ inline BasePointer train_arithmetic_model(Ctx& ctx, const Dictionary& dictionary
                                           double effort = 1) {
   TrainedModel model(arithmetic_spec(), calm::RandomWeights{seed, 0.05});
   const TrainingPlan plan{
-      .steps = static_cast<Index>(effort * 9600), .batch = 64, .learning_rate = 1.5e-3, .warmup = 200, .seed = seed};
+      .steps = static_cast<Index>(effort * 14400), .batch = 64, .learning_rate = 1.5e-3, .warmup = 200, .seed = seed};
   const Index largest = dictionary.size();
   const Task two = arithmetic(dictionary, {.operands = {0, 1}, .half_solved = 0, .largest = largest});
   const Task some = arithmetic(dictionary, {{0.02, 0.6, 0.38}, 0.15, 0.15, 0.3, 0.4, largest});

@@ -67,14 +67,55 @@ inline bool keys_touch_evaluation(const Expression& e, const Dictionary& diction
   return kept_for_evaluation(e) || touches_evaluation(substitute(e, dictionary));
 }
 
-/// m_A's only task: abc+de-fgh= -> 17+203-45=, over the given keys.
+/// A word that is no key, nor a word of the reworded forms.
+inline std::string unknown_word(calm::Random& random, const Dictionary& dictionary) {
+  while (true) {
+    std::string word = random_word(random);
+    if (!dictionary.contains(word) && !reserved_words.contains(word)) return word;
+  }
+}
+
+/// Unknown words in the shape of an expression, none of them a key.
+inline std::string unknown_words(calm::Random& random, const Dictionary& dictionary, const Expression& like,
+                                 Form form) {
+  Expression words{{}, like.operators};
+  while (words.terms.size() < like.terms.size()) words.terms.push_back(unknown_word(random, dictionary));
+  return write(words, form);
+}
+
+/// The terms of an expression among unknown words: qzx abc vb ew de for abc+de.
+inline std::string among_unknown_words(calm::Random& random, const Dictionary& dictionary, const Expression& e) {
+  const auto words = [&](Index count) {
+    std::string text;
+    while (count-- > 0) text += unknown_word(random, dictionary) + " ";
+    return text;
+  };
+  std::string text = words(random.below(2)) + e.terms[0];
+  for (std::size_t i = 1; i < e.terms.size(); ++i) text += " " + words(1 + random.below(2)) + e.terms[i];
+  return text;
+}
+
+/// Scores the characters of a completion for which known() holds, where the rest cannot be known from the prompt.
+template <class Known>
+void score_only(calm::Example& example, std::string_view completion, const Known& known) {
+  for (std::size_t i = 0; i < completion.size(); ++i) example.scored[i] = known(completion[i]);
+}
+
+/// m_A's task: abc+de-fgh= -> 17+203-45=, over the given keys. In a part `among_words` of it unknown words stand where
+/// the operators were: the values are to be written in their order, and what stands between them is not scored.
 inline Task substitution(const Dictionary& dictionary, std::vector<std::string> keys,
-                         std::vector<double> operand_weights) {
-  return [&dictionary, keys = std::move(keys), operand_weights = std::move(operand_weights)](calm::Random& random) {
+                         std::vector<double> operand_weights, double among_words = 0) {
+  return [&dictionary, keys = std::move(keys), operand_weights = std::move(operand_weights),
+          among_words](calm::Random& random) {
     const Index operands = 1 + pick(random, operand_weights);
     const Expression e = for_training([&] { return random_keys(random, operands, keys); },
                                       [&](const Expression& x) { return keys_touch_evaluation(x, dictionary); });
-    return example(write(e) + "=", write(substitute(e, dictionary)) + "=");
+    const std::string values = write(substitute(e, dictionary)) + "=";
+    if (random.uniform() >= among_words) return example(write(e) + "=", values);
+    calm::Example result = example(among_unknown_words(random, dictionary, e) + "=", values);
+    result.scored.assign(result.completion.size(), true);
+    score_only(result, values, [](char c) { return c != '+' && c != '-'; });
+    return result;
   };
 }
 
@@ -86,17 +127,6 @@ struct ArithmeticMix {
   double half_solved = 0.3;        // part whose first number is the result of earlier steps: negative, or large
   Index largest = 1000;
 };
-
-/// Unknown words in the shape of an expression, none of them a key.
-inline std::string unknown_words(calm::Random& random, const Dictionary& dictionary, const Expression& like,
-                                 Form form) {
-  Expression words{{}, like.operators};
-  while (words.terms.size() < like.terms.size()) {
-    std::string word = random_word(random);
-    if (!dictionary.contains(word) && !reserved_words.contains(word)) words.terms.push_back(std::move(word));
-  }
-  return write(words, form);
-}
 
 inline Form random_form(calm::Random& random) { return random.below(2) == 0 ? Form::infix : Form::own_order; }
 
@@ -123,8 +153,7 @@ inline Task arithmetic(const Dictionary& dictionary, const ArithmeticMix& mix) {
       calm::Example result = example(words, write(e) + "=" + solve(e));
       // The numbers of the expression cannot be known from the words: only the operators between them count.
       result.scored.assign(result.completion.size(), true);
-      const std::string expression = write(e) + "=";
-      for (std::size_t i = 0; i < expression.size(); ++i) result.scored[i] = expression[i] < '0' || expression[i] > '9';
+      score_only(result, write(e) + "=", [](char c) { return c < '0' || c > '9'; });
       return result;
     }
     return example(write(e) + "=", solve(e));

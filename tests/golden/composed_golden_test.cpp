@@ -115,7 +115,7 @@ TEST_CASE_TEMPLATE("an observer of a composed model sees the stream after the li
   const calm::TokenBatch batch = expected.batch();
   typename decltype(model)::States states;
   model.prepare_augments(ctx, batch, states);
-  auto x = model.embed(ctx, batch.ids);
+  auto x = model.embed(ctx, batch);
   CHECK(expected.distance("hidden.0", x).largest_error < 1e-6);
   golden::CompareHidden observer{expected, 2e-4};
   model.run(ctx, batch, states, x, 0, model.spec().blocks, nullptr, observer);

@@ -15,7 +15,7 @@ void compare(const std::string& name) {
   const calm::TokenBatch batch = expected.batch();
   typename Model::States states;
   model.prepare(ctx, batch, states);
-  auto x = model.embed(ctx, batch.ids);
+  auto x = model.embed(ctx, batch);
   CHECK(expected.distance("hidden.0", x).largest_error < 1e-6);
   golden::CompareHidden observer{expected, tolerance};
   model.run(ctx, batch, states, x, 0, model.spec().blocks, nullptr, observer);

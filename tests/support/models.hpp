@@ -32,11 +32,11 @@ struct TestWeights {
 };
 
 /// Non-gated, another activation: an architecture of the tests' own.
-struct PlainArchitecture {
+struct PlainArchitecture : calm::ArchitectureDefaults {
   template <class Weights, class Scalar>
   using Norm = calm::RmsNorm<Weights, Scalar>;
   template <class Weights, class Scalar>
-  using Mlp = calm::Mlp<calm::GeluTanh, Weights, Scalar>;
+  using Mlp = calm::Mlp<calm::GeluTanh, false, Weights, Scalar>;
 };
 
 /// Random values for every trainable weight, also for those that start as zero.

@@ -53,7 +53,7 @@ Matrix<float> stream_after(const Composed& model, const PackedBatch& batch, Inde
   Composed::States states;
   model.prepare_augments(ctx, tokens, states);
   states.disabled = std::move(disabled);
-  MatrixView<float> x = model.embed(ctx, tokens.ids);
+  MatrixView<float> x = model.embed(ctx, tokens);
   Matrix<float> copy;
   model.run(ctx, tokens, states, x, 0, model.spec().blocks, nullptr, Copier{block, copy});
   return copy;

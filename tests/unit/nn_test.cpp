@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 #include <calm/backend/reference.hpp>
 #include <calm/compose/cross_attention_bridge.hpp>
+#include <calm/model/zoo/llama.hpp>
 #include <calm/train/gradient_check.hpp>
 #include <support/models.hpp>
 
@@ -139,7 +140,8 @@ calm::AttentionPlan<double> causal_plan(Ctx& ctx, const calm::Rotary<double>& ro
 
 template <class Weights>
 void check_attention() {
-  calm::SelfAttention<Weights, double> attention("attention", 6, {4, 2, 2}, source);
+  calm::SelfAttention<calm::zoo::Llama, Weights, double> attention("attention", {.width = 6, .heads = {4, 2, 2}},
+                                                                   source);
   randomise(attention, 3);
   const calm::Rotary<double> rotary(2, 100);
   using Cache = typename decltype(attention)::Cache;
@@ -278,9 +280,9 @@ TEST_CASE("GatedMlp and Mlp, with every policy of weights and both activations")
   check_mlp(calm::GatedMlp<calm::Silu, Trainable, double>("mlp", 4, 5, source));
   check_mlp(calm::GatedMlp<calm::Silu, Lora, double>("mlp", 4, 5, source));
   check_mlp(calm::GatedMlp<calm::GeluTanh, Trainable, double>("mlp", 4, 5, source));
-  check_mlp(calm::Mlp<calm::GeluTanh, Frozen, double>("mlp", 4, 5, source));
-  check_mlp(calm::Mlp<calm::GeluTanh, Trainable, double>("mlp", 4, 5, source));
-  check_mlp(calm::Mlp<calm::Silu, Lora, double>("mlp", 4, 5, source));
+  check_mlp(calm::Mlp<calm::GeluTanh, false, Frozen, double>("mlp", 4, 5, source));
+  check_mlp(calm::Mlp<calm::GeluTanh, false, Trainable, double>("mlp", 4, 5, source));
+  check_mlp(calm::Mlp<calm::Silu, true, Lora, double>("mlp", 4, 5, source));
 }
 
 TEST_CASE("SelfAttention: grouped heads, rotary positions, ragged sequences") {
@@ -291,7 +293,8 @@ TEST_CASE("SelfAttention: grouped heads, rotary positions, ragged sequences") {
 
 TEST_CASE("rotary attention depends on distances alone") {
   // The same tokens further on in the text: all positions shifted by 17.
-  const calm::SelfAttention<Frozen, double> attention("attention", 6, {2, 2, 4}, source);
+  const calm::SelfAttention<calm::zoo::Llama, Frozen, double> attention("attention", {.width = 6, .heads = {2, 2, 4}},
+                                                                        source);
   const calm::Rotary<double> rotary(4, 100);
   const Matrix<double> x = random_matrix<double>(4, 6, 1);
   Cpu ctx(1);

@@ -186,12 +186,12 @@ TEST_CASE("an observer is offered the stream after each block and may change it"
     return copy_of(x);
   };
   Counting all, twice{{}, 1};
-  const auto plain = run(all, 0, 3, model.embed(ctx, batch.ids));
-  const auto changed = run(twice, 0, 3, model.embed(ctx, batch.ids));
+  const auto plain = run(all, 0, 3, model.embed(ctx, batch));
+  const auto changed = run(twice, 0, 3, model.embed(ctx, batch));
   CHECK(all.seen == std::vector<Index>{0, 1, 2});
   CHECK(relative_difference(changed, plain) > 1e-3);
   Counting lower{{}, 1}, upper;
-  Matrix<double> middle = run(lower, 0, 2, model.embed(ctx, batch.ids));
+  Matrix<double> middle = run(lower, 0, 2, model.embed(ctx, batch));
   CHECK(same_bits(run(upper, 2, 3, middle.view()), changed));
   CHECK(upper.seen == std::vector<Index>{2});
 }
@@ -200,7 +200,7 @@ TEST_CASE("a session may run the lower blocks alone") {
   const Llama<double> model(small_spec(), TestWeights{4});
   Cpu ctx(1);
   Batch batch = random_batch({{6, 0}}, 29, 1);
-  MatrixView<double> x = model.embed(ctx, batch.ids);
+  MatrixView<double> x = model.embed(ctx, batch);
   model.run(ctx, batch.view(), {}, x, 0, 2, nullptr, calm::NullObserver{});
   const auto expected = copy_of(x);
   auto session = model.make_session(ctx, 1, 6, {.blocks = 2});

@@ -81,6 +81,14 @@ concept Backend = requires(B backend, const StoredMatrix& stored, MatrixView<con
   // arguments: dy, x, weight, inverse_rms, dx, mode; and dweight += ... from dy, x, inverse_rms
   backend.rms_norm_input_gradient(in, in, vector, vector, out, Assign{});
   backend.rms_norm_weight_gradient(in, in, vector, values);
+  // y = (x - mean(x)) / deviation(x) * weight + bias; mean and inverse_deviation are kept for the gradient
+  backend.layer_norm(in, vector, vector, 1e-6, out, values, values);
+  // arguments: dy, x, weight, mean, inverse_deviation, dx, mode; and dweight += ... from dy, x, mean, inverse_deviation
+  backend.layer_norm_input_gradient(in, in, vector, vector, vector, out, Assign{});
+  backend.layer_norm_weight_gradient(in, in, vector, vector, values);
+  // y[t] += bias; and dbias += the sum of dy[t]
+  backend.add_bias(vector, out);
+  backend.add_columns(in, values);
   // cos and sin of position * frequency                           [T, frequencies]
   backend.rotary_angles(positions, vector, out, out);
   // rotates pairs (i, i + frequencies) of each head in place; direction +1 forward, -1 backward

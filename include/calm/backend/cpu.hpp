@@ -6,10 +6,8 @@
 
 #include <calm/backend/backend.hpp>
 #include <calm/backend/cpu_attention.hpp>
+#include <calm/backend/cpu_norms.hpp>
 #include <calm/backend/cpu_product.hpp>
-#include <calm/backend/cpu_vector.hpp>
-#include <calm/core/arithmetic.hpp>
-#include <calm/core/parallel.hpp>
 
 #include <cmath>
 
@@ -17,13 +15,11 @@ namespace calm::inline CALM_ABI {
 
 /// Operations that much code calls are kept out of their callers: inlined they would cost compile time and gain
 /// nothing.
-class CpuBackend {
+class CpuBackend : public cpu::Norms {
  public:
   using Memory = HostMemory;
 
-  explicit CpuBackend(int threads = 0) : pool_(threads), scratch_(static_cast<std::size_t>(pool_.size())) {}
-
-  ThreadPool& pool() { return pool_; }
+  explicit CpuBackend(int threads = 0) : Norms(threads), scratch_(static_cast<std::size_t>(pool_.size())) {}
 
   /// A frozen weight, as the products take it: each makes the form that it needs when it is first called.
   template <class S>
@@ -102,47 +98,6 @@ class CpuBackend {
     for_rows(from.rows, [&](Index t) {
       S* target = to.row(rows[static_cast<std::size_t>(t)]);
       for (Index j = 0; j < from.cols; ++j) target[j] += from(t, j);
-    });
-  }
-
-  template <class S>
-  [[gnu::noinline]] void rms_norm(MatrixView<const S> x, std::span<const S> weight, double epsilon, MatrixView<S> y,
-                                  std::span<S> inverse_rms) {
-    for_rows(x.rows, [&](Index t) {
-      const S mean = cpu::dot(x.row(t), x.row(t), x.cols) / static_cast<S>(x.cols);
-      const S inverse = S{1} / std::sqrt(mean + static_cast<S>(epsilon));
-      inverse_rms[static_cast<std::size_t>(t)] = inverse;
-      for (Index j = 0; j < x.cols; ++j) y(t, j) = weight[static_cast<std::size_t>(j)] * (x(t, j) * inverse);
-    });
-  }
-
-  template <class S, WriteMode Mode>
-  void rms_norm_input_gradient(MatrixView<const S> dy, MatrixView<const S> x, std::span<const S> weight,
-                               std::span<const S> inverse_rms, MatrixView<S> dx, Mode) {
-    for_rows(x.rows, [&](Index t) {
-      const S inverse = inverse_rms[static_cast<std::size_t>(t)];
-      const S* w = weight.data();
-      const S* g = dy.row(t);
-      const S* v = x.row(t);
-      const S along = cpu::sum(x.cols, [=](Index j) { return w[j] * g[j] * v[j]; });
-      const S factor = along * inverse * inverse * inverse / static_cast<S>(x.cols);
-      S* target = dx.row(t);
-      for (Index j = 0; j < x.cols; ++j) {
-        const S value = inverse * w[j] * g[j] - factor * v[j];
-        if constexpr (std::is_same_v<Mode, Assign>) target[j] = value;
-        else target[j] += value;
-      }
-    });
-  }
-
-  template <class S>
-  void rms_norm_weight_gradient(MatrixView<const S> dy, MatrixView<const S> x, std::span<const S> inverse_rms,
-                                std::span<S> dweight) {
-    for_columns(x.cols, [&](Index first, Index count) {
-      S* target = dweight.data() + first;
-      for (Index t = 0; t < x.rows; ++t)
-        for (Index j = 0; j < count; ++j)
-          target[j] += dy(t, first + j) * x(t, first + j) * inverse_rms[static_cast<std::size_t>(t)];
     });
   }
 
@@ -341,21 +296,6 @@ class CpuBackend {
   static constexpr bool adds(Assign) { return false; }
   static constexpr bool adds(Accumulate) { return true; }
 
-  template <class Fn>
-  void for_rows(Index rows, Fn&& fn) {
-    constexpr Index tile = 32;
-    pool_.for_each_tile(ceil_divide(rows, tile), [&](Index i, int) {
-      for (Index t = i * tile; t < std::min(rows, (i + 1) * tile); ++t) fn(t);
-    });
-  }
-
-  template <class Fn>
-  void for_columns(Index cols, Fn&& fn) {
-    constexpr Index tile = 64;
-    pool_.for_each_tile(ceil_divide(cols, tile), [&](Index i, int) { fn(i * tile, std::min(tile, cols - i * tile)); });
-  }
-
-  ThreadPool pool_;
   cpu::Scratch scratch_;  // one for each thread
 };
 

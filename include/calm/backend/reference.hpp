@@ -5,6 +5,7 @@
 #pragma once
 
 #include <calm/backend/backend.hpp>
+#include <calm/backend/reference_norms.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -14,7 +15,7 @@
 
 namespace calm::inline CALM_ABI {
 
-class ReferenceBackend {
+class ReferenceBackend : public reference::Norms {
  public:
   using Memory = HostMemory;
 
@@ -79,41 +80,6 @@ class ReferenceBackend {
   void scatter_rows(MatrixView<const S> from, std::span<const Index> rows, MatrixView<S> to) {
     for (Index t = 0; t < from.rows; ++t)
       for (Index j = 0; j < from.cols; ++j) to(at(rows, t), j) += from(t, j);
-  }
-
-  // RMS norm: y = r x w with r = 1 / sqrt(mean(x^2) + epsilon)
-
-  template <class S>
-  void rms_norm(MatrixView<const S> x, std::span<const S> weight, double epsilon, MatrixView<S> y,
-                std::span<S> inverse_rms) {
-    for (Index t = 0; t < x.rows; ++t) {
-      const double squares = sum(x.cols, [&](Index j) { return product(x(t, j), x(t, j)); });
-      const double r = 1 / std::sqrt(squares / static_cast<double>(x.cols) + epsilon);
-      at(inverse_rms, t) = static_cast<S>(r);
-      for (Index j = 0; j < x.cols; ++j) y(t, j) = static_cast<S>(product(x(t, j), at(weight, j)) * r);
-    }
-  }
-
-  /// dx = r w dy - x r^3 / D <w dy, x>
-  template <class S>
-  void rms_norm_input_gradient(MatrixView<const S> dy, MatrixView<const S> x, std::span<const S> weight,
-                               std::span<const S> inverse_rms, MatrixView<S> dx, WriteMode auto mode) {
-    for (Index t = 0; t < x.rows; ++t) {
-      const double r = at(inverse_rms, t);
-      const double along = sum(x.cols, [&](Index j) { return product(dy(t, j), x(t, j)) * at(weight, j); });
-      for (Index j = 0; j < x.cols; ++j) {
-        const double through_scale = x(t, j) * r * r * r * along / static_cast<double>(x.cols);
-        write(dx(t, j), product(dy(t, j), at(weight, j)) * r - through_scale, mode);
-      }
-    }
-  }
-
-  template <class S>
-  void rms_norm_weight_gradient(MatrixView<const S> dy, MatrixView<const S> x, std::span<const S> inverse_rms,
-                                std::span<S> dweight) {
-    for (Index j = 0; j < x.cols; ++j)
-      write(at(dweight, j), sum(x.rows, [&](Index t) { return product(dy(t, j), x(t, j)) * at(inverse_rms, t); }),
-            Accumulate{});
   }
 
   // Rotary positions
@@ -321,30 +287,6 @@ class ReferenceBackend {
     Matrix<S> values;
     std::size_t bytes() const { return values.bytes(); }
   };
-
-  /// range[i], for a range that counts in std::size_t.
-  template <class Range>
-  static auto at(Range& range, Index i) -> decltype((range[0])) {
-    return range[static_cast<std::size_t>(i)];
-  }
-
-  template <class S>
-  static double product(S a, S b) {
-    return static_cast<double>(a) * static_cast<double>(b);
-  }
-
-  template <class Term>
-  static double sum(Index count, Term term) {
-    double total = 0;
-    for (Index i = 0; i < count; ++i) total += term(i);
-    return total;
-  }
-
-  template <class S, WriteMode Mode>
-  static void write(S& target, double value, Mode) {
-    if constexpr (std::is_same_v<Mode, Assign>) target = static_cast<S>(value);
-    else target = static_cast<S>(target + value);
-  }
 
   /// Calls fn(sequence, row of the query, query head).
   template <class S, class Fn>

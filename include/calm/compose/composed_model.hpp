@@ -107,7 +107,7 @@ class ComposedModel {
   /// The lowest anchor block that a link writes after: below it nothing depends on the bridges.
   Index lowest_write() const { return links_.lowest_write(); }
 
-  View embed(auto& ctx, std::span<const TokenId> ids) const { return anchor_->embed(ctx, ids); }
+  View embed(auto& ctx, const TokenBatch& batch) const { return anchor_->embed(ctx, batch); }
 
   void prepare_augments(auto& ctx, const TokenBatch& batch, States& states) const {
     anchor_->prepare_augments(ctx, batch, states.anchor);
@@ -125,7 +125,7 @@ class ComposedModel {
       const TokenBatch tokens{aligned.ids, aligned.offsets, aligned.prompt_lengths, {}};
       auto& inner = std::get<I>(states.inner);
       augment.prepare_augments(ctx, tokens, inner);
-      View x = augment.embed(ctx, tokens.ids);
+      View x = augment.embed(ctx, tokens);
       augment.run(ctx, tokens, inner, x, 0, states.tapped[I].depth(), nullptr, LayerTap<Scalar>(states.tapped[I]));
     });
   }
@@ -133,7 +133,7 @@ class ComposedModel {
   void prepare(auto& ctx, const TokenBatch& batch, States& states) const {
     prepare_augments(ctx, batch, states);
     const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
-    View x = embed(ctx, batch.ids);
+    View x = embed(ctx, batch);
     anchor_->run(ctx, batch, states.anchor, x, 0, lowest_write() + 1, nullptr, NullObserver{});
     ctx.backend.scale(ConstView(x), 1, states.lower.resize(x.rows, x.cols));
   }

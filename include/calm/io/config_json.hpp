@@ -1,8 +1,11 @@
-// config.json of a Llama-style Hugging Face folder, as transformers 4 and 5 write and read it.
+// config.json of a Hugging Face folder, as transformers 4 and 5 write it: the architecture by its model_type, the sizes
+// as a ModelSpec. Writing: of Llama-style models.
 #pragma once
 
 #include <calm/io/json.hpp>
 #include <calm/model/spec.hpp>
+
+#include <span>
 
 namespace calm::inline CALM_ABI {
 
@@ -35,49 +38,242 @@ inline std::string config_json(const ModelSpec& spec, std::string_view model_typ
   return config.dump(2) + "\n";
 }
 
-/// Reads the sizes of a model of type `model_type`. Throws FormatError for another type, or for a feature that the
-/// architecture here does not have (biases, another activation, scaled rotary positions).
-inline ModelSpec read_config_json(const std::filesystem::path& path, std::string_view model_type) {
-  const Json config = read_json(path);
-  const std::string where = path.string();
-  const std::string type = get_string(config, "model_type", where);
-  require<FormatError>(type == model_type, where, ": the model is of type ", in_quotes(type), ", expected \"",
-                       model_type, "\"");
-  const auto refuse = [&](const char* key) {
-    require<FormatError>(!get_boolean_or(config, key, false, where), where, ": \"", key,
-                         "\" is true; biases are not known here");
-  };
-  refuse("attention_bias");
-  refuse("mlp_bias");
-  const std::string activation = get_string_or(config, "hidden_act", "silu", where);
-  require<FormatError>(activation == "silu", where, ": the activation is ", in_quotes(activation),
-                       ", expected \"silu\"");
-
-  constexpr Index most = Index{1} << 31;
+/// A model as its config.json describes it.
+struct ModelConfig {
+  std::string model_type;  // as transformers calls it: "llama", "gemma3_text"
   ModelSpec spec;
-  spec.vocabulary = get_integer(config, "vocab_size", where, 1, most);
-  spec.width = get_integer(config, "hidden_size", where, 1, most);
-  spec.hidden = get_integer(config, "intermediate_size", where, 1, most);
-  spec.blocks = get_integer(config, "num_hidden_layers", where, 1, 100000);
-  spec.heads.query_heads = get_integer(config, "num_attention_heads", where, 1, most);
-  spec.heads.kv_heads = get_integer_or(config, "num_key_value_heads", spec.heads.query_heads, where, 1, most);
-  // No weight shows it before tables of this size are made.
-  spec.heads.width = get_integer_or(config, "head_dim", spec.width / spec.heads.query_heads, where, 1, 1 << 16);
-  require<FormatError>(spec.heads.width <= 1 << 16, where, ": a head of ", spec.heads.width, " values is too wide");
-  spec.norm_epsilon = get_number_or(config, "rms_norm_eps", 1e-6, where);
-  spec.context = get_integer_or(config, "max_position_embeddings", 2048, where, 1, most);
-  spec.tied_embeddings = get_boolean_or(config, "tie_word_embeddings", false, where);
-  spec.rotary_base = get_number_or(config, "rope_theta", 10000, where);
-  for (const char* key : {"rope_scaling", "rope_parameters"}) {
-    if (!find_value(config, key, where)) continue;
-    const Json* rope = &get_object(config, key, where);
-    const std::string kind = get_string_or(*rope, "rope_type", get_string_or(*rope, "type", "default", where), where);
-    require<FormatError>(kind == "default", where, ": rotary positions of type ", in_quotes(kind),
-                         " are not known here");
-    spec.rotary_base = get_number_or(*rope, "rope_theta", spec.rotary_base, where);
+};
+
+namespace config {
+
+/// The object that describes the text model, and where it stands for messages.
+struct Reader {
+  const Json& json;
+  std::string where;
+
+  static constexpr Index most = Index{1} << 31;
+
+  bool has(const char* key) const { return find_value(json, key, where) != nullptr; }
+  Index size(const char* key) const { return get_integer(json, key, where, 1, most); }
+  Index size_or(const char* key, Index fallback) const { return get_integer_or(json, key, fallback, where, 1, most); }
+  double number_or(const char* key, double fallback) const { return get_number_or(json, key, fallback, where); }
+  bool flag(const char* key, bool fallback = false) const { return get_boolean_or(json, key, fallback, where); }
+  std::string text_or(const char* key, const char* fallback) const { return get_string_or(json, key, fallback, where); }
+
+  /// Throws where the model has what its architecture here does not have.
+  void refuse(bool found, const char* key, const char* what) const {
+    require<FormatError>(!found, where, ": \"", key, "\": ", what, " are not known here");
   }
-  spec.check(where);
+  void refuse_flag(const char* key, const char* what) const { refuse(flag(key), key, what); }
+  void expect_text(const char* key, const char* fallback, std::span<const std::string_view> known) const {
+    const std::string found = text_or(key, fallback);
+    require<FormatError>(std::find(known.begin(), known.end(), found) != known.end(), where, ": \"", key, "\" is ",
+                         in_quotes(found), ", expected \"", known.front(), "\"");
+  }
+};
+
+inline constexpr std::string_view silu[] = {"silu", "swish"};
+inline constexpr std::string_view gelu_tanh[] = {"gelu_pytorch_tanh", "gelu_new", "gelu_fast"};
+inline constexpr std::string_view gelu[] = {"gelu"};
+
+/// One description of rotary positions: rope_type, factor, and what Llama 3 adds. Gives the base too, where it is
+/// there.
+inline void read_rope(const Json& rope, const std::string& where, double& base, RotaryScaling& scaling) {
+  const Reader in{rope, where};
+  const std::string kind = get_string_or(rope, "rope_type", get_string_or(rope, "type", "default", where), where);
+  base = in.number_or("rope_theta", base);
+  if (kind == "default") return;
+  require<FormatError>(kind == "linear" || kind == "llama3", where, ": rotary positions of type ", in_quotes(kind),
+                       " are not known here; \"default\", \"linear\" and \"llama3\" are");
+  scaling.kind = kind == "linear" ? RotaryScaling::Kind::linear : RotaryScaling::Kind::llama3;
+  scaling.factor = get_number(rope, "factor", where);
+  require<FormatError>(scaling.factor >= 1, where, ": \"factor\": expected at least 1, found ", scaling.factor);
+  if (kind == "linear") return;
+  scaling.low_frequency_factor = get_number(rope, "low_freq_factor", where);
+  scaling.high_frequency_factor = get_number(rope, "high_freq_factor", where);
+  scaling.original_context = get_number(rope, "original_max_position_embeddings", where);
+  require<FormatError>(scaling.high_frequency_factor > scaling.low_frequency_factor && scaling.original_context > 0,
+                       where, ": \"high_freq_factor\" must be above \"low_freq_factor\"");
+}
+
+/// The part of each head that turns.
+inline Index rotary_width(const Reader& in, const ModelSpec& spec, double part) {
+  require<FormatError>(part > 0 && part <= 1, in.where, ": ", part, " of each head cannot turn; a part of 1 can");
+  const auto width = static_cast<Index>(static_cast<double>(spec.heads.width) * part);
+  require<FormatError>(width > 0 && width % 2 == 0, in.where, ": ", width, " values of each head cannot turn in pairs");
+  return width == spec.heads.width ? 0 : width;
+}
+
+/// rope_theta and rope_scaling (transformers 4), or rope_parameters (5), for all blocks alike.
+inline void read_rotary(const Reader& in, ModelSpec& spec) {
+  spec.rotary_base = in.number_or("rope_theta", 10000);
+  double part = in.number_or("partial_rotary_factor", 1);
+  for (const char* key : {"rope_scaling", "rope_parameters"}) {
+    if (!in.has(key)) continue;
+    const Json& rope = get_object(in.json, key, in.where);
+    read_rope(rope, message(in.where, ": \"", key, "\""), spec.rotary_base, spec.rotary_scaling);
+    part = get_number_or(rope, "partial_rotary_factor", part, in.where);
+  }
+  spec.rotary_width = rotary_width(in, spec, part);
+}
+
+/// "layer_types": which blocks see a window.
+inline std::vector<bool> read_layer_types(const Reader& in, Index blocks) {
+  std::vector<bool> windowed;
+  for (const Json& type : get_array(in.json, "layer_types", in.where)) {
+    const std::string text = type.is_string() ? type.get<std::string>() : std::string();
+    require<FormatError>(text == "sliding_attention" || text == "full_attention", in.where,
+                         ": \"layer_types\": ", in_quotes(type.is_string() ? text : type.dump()),
+                         " is not known here; \"sliding_attention\" and \"full_attention\" are");
+    windowed.push_back(text == "sliding_attention");
+  }
+  require<FormatError>(static_cast<Index>(windowed.size()) == blocks, in.where, ": \"layer_types\" names ",
+                       windowed.size(), " blocks, \"num_hidden_layers\" is ", blocks);
+  return windowed;
+}
+
+/// The sizes that most families name alike.
+inline ModelSpec read_common(const Reader& in, const char* epsilon_key, double epsilon) {
+  ModelSpec spec;
+  spec.vocabulary = in.size("vocab_size");
+  spec.width = in.size("hidden_size");
+  spec.hidden = in.size("intermediate_size");
+  spec.blocks = get_integer(in.json, "num_hidden_layers", in.where, 1, 10000);
+  spec.heads.query_heads = in.size("num_attention_heads");
+  spec.heads.kv_heads = in.size_or("num_key_value_heads", spec.heads.query_heads);
+  // No weight shows it before tables of this size are made.
+  constexpr Index widest = 1 << 16;
+  spec.heads.width = get_integer_or(in.json, "head_dim", spec.width / spec.heads.query_heads, in.where, 1, widest);
+  require<FormatError>(spec.heads.width <= widest, in.where, ": a head of ", spec.heads.width, " values is too wide");
+  spec.norm_epsilon = in.number_or(epsilon_key, epsilon);
+  spec.context = in.size_or("max_position_embeddings", 2048);
+  spec.tied_embeddings = in.flag("tie_word_embeddings");
   return spec;
+}
+
+inline ModelSpec read_llama_like(const Reader& in, std::string_view type) {
+  in.refuse_flag("mlp_bias", "biases");
+  if (type != "qwen2") in.refuse_flag("attention_bias", "biases");
+  in.expect_text("hidden_act", "silu", silu);
+  ModelSpec spec = read_common(in, "rms_norm_eps", 1e-6);
+  read_rotary(in, spec);
+  const bool qwen = type == "qwen2" || type == "qwen3";
+  const bool has_window = type == "mistral" || type == "phi3" || (qwen && in.flag("use_sliding_window"));
+  if (has_window && in.has("sliding_window")) {
+    spec.window = in.size("sliding_window");
+    if (in.has("layer_types")) spec.windowed = read_layer_types(in, spec.blocks);
+    else if (qwen)  // the first max_window_layers blocks see all
+      for (Index i = 0; i < spec.blocks; ++i)
+        spec.windowed.push_back(i >= in.size_or("max_window_layers", spec.blocks));
+  }
+  return spec;
+}
+
+inline ModelSpec read_gemma3(const Reader& in) {
+  in.refuse_flag("attention_bias", "biases");
+  in.refuse_flag("use_bidirectional_attention", "attention to later tokens");
+  for (const char* key : {"attn_logit_softcapping", "final_logit_softcapping"})
+    in.refuse(in.has(key), key, "capped logits");
+  in.expect_text("hidden_activation", "gelu_pytorch_tanh", gelu_tanh);
+  ModelSpec spec = read_common(in, "rms_norm_eps", 1e-6);
+  spec.heads.width = get_integer_or(in.json, "head_dim", 256, in.where, 1, 1 << 16);
+  spec.context = in.size_or("max_position_embeddings", 131072);
+  spec.tied_embeddings = in.flag("tie_word_embeddings", true);
+  const double scalar = in.number_or("query_pre_attn_scalar", 256);
+  require<FormatError>(scalar > 0, in.where, ": \"query_pre_attn_scalar\" must be positive, found ", scalar);
+  spec.query_scale = std::sqrt(static_cast<double>(spec.heads.width) / scalar);
+  spec.window = in.size_or("sliding_window", 4096);
+  if (in.has("layer_types")) {
+    spec.windowed = read_layer_types(in, spec.blocks);
+  } else {
+    const Index pattern = in.size_or("sliding_window_pattern", 6);
+    for (Index i = 0; i < spec.blocks; ++i) spec.windowed.push_back((i + 1) % pattern != 0);
+  }
+  spec.rotary_base = in.number_or("rope_theta", 1e6);
+  spec.window_rotary_base = in.number_or("rope_local_base_freq", 1e4);
+  const std::string where = in.where + ": \"rope_parameters\"";
+  if (in.has("rope_scaling"))
+    read_rope(get_object(in.json, "rope_scaling", in.where), in.where, spec.rotary_base, spec.rotary_scaling);
+  if (in.has("rope_parameters")) {
+    const Json& rope = get_object(in.json, "rope_parameters", in.where);
+    RotaryScaling unscaled;
+    read_rope(get_object(rope, "full_attention", where), where, spec.rotary_base, spec.rotary_scaling);
+    read_rope(get_object(rope, "sliding_attention", where), where, spec.window_rotary_base, unscaled);
+    in.refuse(unscaled.kind != RotaryScaling::Kind::none, "sliding_attention", "scaled positions of windowed blocks");
+  }
+  return spec;
+}
+
+inline ModelSpec read_gpt2(const Reader& in) {
+  for (const char* key : {"scale_attn_by_inverse_layer_idx", "add_cross_attention"})
+    in.refuse_flag(key, "models with this");
+  in.refuse(!in.flag("scale_attn_weights", true), "scale_attn_weights", "scores without 1/sqrt(width)");
+  in.expect_text("activation_function", "gelu_new", gelu_tanh);
+  ModelSpec spec;
+  spec.vocabulary = in.size("vocab_size");
+  spec.width = in.size("n_embd");
+  spec.hidden = in.size_or("n_inner", 4 * spec.width);
+  spec.blocks = get_integer(in.json, "n_layer", in.where, 1, 10000);
+  const Index heads = in.size("n_head");
+  require<FormatError>(spec.width % heads == 0, in.where, ": ", heads, " heads do not divide the width ", spec.width);
+  spec.heads = {heads, heads, spec.width / heads};
+  spec.norm_epsilon = in.number_or("layer_norm_epsilon", 1e-5);
+  spec.context = in.size("n_positions");
+  spec.tied_embeddings = in.flag("tie_word_embeddings", true);
+  return spec;
+}
+
+inline ModelSpec read_gpt_neox(const Reader& in) {
+  in.refuse(!in.flag("use_parallel_residual", true), "use_parallel_residual", "blocks one part after the other");
+  in.refuse(!in.flag("attention_bias", true), "attention_bias", "models without these biases");
+  in.expect_text("hidden_act", "gelu", gelu);
+  ModelSpec spec = read_common(in, "layer_norm_eps", 1e-5);
+  read_rotary(in, spec);
+  if (in.has("rotary_emb_base")) spec.rotary_base = in.number_or("rotary_emb_base", 10000);
+  if (!in.has("rope_parameters")) spec.rotary_width = rotary_width(in, spec, in.number_or("rotary_pct", 0.25));
+  return spec;
+}
+
+inline ModelSpec read_spec(const Reader& in, std::string_view type) {
+  ModelSpec spec = type == "gemma3_text" ? read_gemma3(in)
+                   : type == "gpt2"      ? read_gpt2(in)
+                   : type == "gpt_neox"  ? read_gpt_neox(in)
+                                         : read_llama_like(in, type);
+  spec.check(in.where);
+  return spec;
+}
+
+}  // namespace config
+
+/// Every model_type that calm reads.
+inline constexpr std::string_view known_model_types[] = {"llama",       "mistral", "qwen2",    "qwen3", "phi3",
+                                                         "gemma3_text", "olmo2",   "gpt_neox", "gpt2"};
+
+/// Reads which architecture a folder holds, and its sizes. Throws FormatError for another type, naming those that are
+/// known, and for a feature that the architecture here does not have.
+inline ModelConfig read_config_json(const std::filesystem::path& path) {
+  const Json json = read_json(path);
+  const std::string where = path.string();
+  const std::string type = get_string(json, "model_type", where);
+  if (type == "gemma3" || type == "gemma3_text") {
+    const bool nested = type == "gemma3";
+    const Json& text = nested ? get_object(json, "text_config", where) : json;
+    return {"gemma3_text", config::read_spec({text, nested ? where + ": \"text_config\"" : where}, "gemma3_text")};
+  }
+  std::string known;
+  for (const std::string_view name : known_model_types) known += (known.empty() ? "" : ", ") + std::string(name);
+  require<FormatError>(
+      std::find(std::begin(known_model_types), std::end(known_model_types), type) != std::end(known_model_types), where,
+      ": models of type ", in_quotes(type), " are not known here; these are: ", known);
+  return {type, config::read_spec({json, where}, type)};
+}
+
+/// The same for a model whose type the program names.
+inline ModelSpec read_config_json(const std::filesystem::path& path, std::string_view model_type) {
+  const ModelConfig config = read_config_json(path);
+  require<FormatError>(config.model_type == model_type, path.string(), ": the model is of type ",
+                       in_quotes(config.model_type), ", expected \"", model_type, "\"");
+  return config.spec;
 }
 
 }  // namespace calm::inline CALM_ABI

@@ -3,20 +3,23 @@
 
 #include <calm/io/config_json.hpp>
 #include <calm/io/content_hash.hpp>
+#include <calm/io/hugging_face.hpp>
 #include <calm/io/safetensors.hpp>
 #include <calm/nn/parameter.hpp>
 
 namespace calm::inline CALM_ABI {
 
-/// Writes every weight of a Transformer, trainable or frozen, rounded to `dtype`.
+/// Writes every weight of a Llama, trainable or frozen, rounded to `dtype`.
 template <class Model>
 void save_model(const Model& model, const std::filesystem::path& folder, DType dtype = DType::f32) {
   using Architecture = typename Model::Architecture;
+  static_assert(Architecture::model_type == "llama", "only models of the type llama are written");
   std::filesystem::create_directories(folder);
   SafetensorsWriter writer;
   for_each_weight(model, [&](const std::string& name, const auto& weight) {
     const auto shape = [&](Index rows, Index cols) {
-      return name.find("norm") != std::string::npos ? std::vector<Index>{cols} : std::vector<Index>{rows, cols};
+      const bool vector = name.find("norm") != std::string::npos || name.ends_with(".bias");
+      return vector ? std::vector<Index>{cols} : std::vector<Index>{rows, cols};
     };
     if constexpr (requires { weight.offset; }) {
       writer.add(name, shape(weight.value.rows(), weight.value.cols()), weight.value.values(), dtype);
@@ -37,14 +40,10 @@ void save_model(const Model& model, const std::filesystem::path& folder, DType d
 template <class Model>
 Model load_model(const std::filesystem::path& folder) {
   const ModelSpec spec = read_config_json(folder / "config.json", Model::Architecture::model_type);
-  const SafetensorsFile file(folder / "model.safetensors");
-  std::size_t used = 0;
-  Model model(spec, [&](const std::string& name, Index rows, Index cols) {
-    ++used;
-    return file.matrix(name, rows, cols);
-  });
-  require<FormatError>(used == file.tensors().size(), file.path(), ": it holds ", file.tensors().size(),
-                       " tensors, but a model of these sizes has ", used);
+  const Checkpoint files(folder);
+  HuggingFaceWeights<typename Model::Architecture> source(files, spec);
+  Model model(spec, source);
+  source.check_all_used();
   return model;
 }
 

@@ -88,7 +88,7 @@ concept Decoder = LanguageModel<M, Ctx> &&
     requires(const M& model, Ctx& ctx, const TokenBatch& batch, typename M::States& states, typename M::Tape* tape,
              MatrixView<typename M::Scalar> stream, NullObserver observer, Index n) {
   // The residual stream before block 0, in the arena.
-  { model.embed(ctx, batch.ids) } -> std::same_as<MatrixView<typename M::Scalar>>;
+  { model.embed(ctx, batch) } -> std::same_as<MatrixView<typename M::Scalar>>;
   // The part of prepare() that an outer composition needs: what the augments contribute.
   model.prepare_augments(ctx, batch, states);
   // Runs blocks [first, last): replaces the stream, calls observer.after_block after each.

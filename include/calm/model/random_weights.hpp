@@ -9,9 +9,10 @@ struct RandomWeights {
   std::uint64_t seed = 0;
   double embedding_deviation = 0.02;
 
-  /// Ones for norms, normal numbers for embeddings, uniform ones in +-1/sqrt(in) for linear maps.
+  /// Zeros for biases, ones for norms, normal numbers for embeddings, uniform ones in +-1/sqrt(in) for linear maps.
   StoredMatrix operator()(const std::string& name, Index rows, Index cols) const {
     Matrix<float> m(rows, cols);
+    if (name.ends_with(".bias")) return StoredMatrix::from(m);
     if (name.find("norm") != std::string::npos) {
       std::fill(m.values().begin(), m.values().end(), 1.0F);
     } else if (name.find("embed") != std::string::npos) {

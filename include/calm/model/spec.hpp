@@ -16,8 +16,17 @@ struct ModelSpec {
   double rotary_base = 10000;
   Index context = 2048;  // the most tokens of a sequence
   bool tied_embeddings = false;
+  Index rotary_width = 0;  // values of each head that turn; 0: all
+  RotaryScaling rotary_scaling = {};
+  double query_scale = 1;           // of the queries, beside 1 / sqrt(head width)
+  Index window = 0;                 // keys that a token of a windowed block sees, itself among them; 0: all
+  double window_rotary_base = 0;    // of windowed blocks, without scaling; 0: that of the others
+  std::vector<bool> windowed = {};  // [blocks]; empty: all blocks, where there is a window
 
-  BlockSizes block_sizes() const { return {width, hidden, heads, norm_epsilon}; }
+  BlockSizes block_sizes() const { return {width, hidden, heads, norm_epsilon, query_scale}; }
+  bool is_windowed(Index block) const {
+    return window > 0 && (windowed.empty() || windowed[static_cast<std::size_t>(block)]);
+  }
 
   /// Throws ConfigError for sizes that make no model; `name` says which one.
   void check(const std::string& name) const {
@@ -32,6 +41,10 @@ struct ModelSpec {
     positive(heads.kv_heads, "the number of key-value heads");
     positive(heads.width, "the head width");
     positive(context, "the context");
+    require<ConfigError>(window >= 0 && (windowed.empty() || static_cast<Index>(windowed.size()) == blocks), name,
+                         ": the windowed blocks are given for ", windowed.size(), " of ", blocks, " blocks");
+    require<ConfigError>(rotary_width >= 0 && rotary_width <= heads.width, name, ": ", rotary_width,
+                         " values of a head of ", heads.width, " cannot turn");
     require<ConfigError>(heads.query_heads % heads.kv_heads == 0, name, ": ", heads.query_heads, " heads cannot share ",
                          heads.kv_heads, " key-value heads in equal groups");
   }

@@ -25,15 +25,20 @@ class Transformer {
   using ConstView = MatrixView<const Scalar>;
   static constexpr bool trainable = Weights::trainable;
 
+  /// What blocks that see all keys have in common, and windowed ones.
+  struct AttentionPlans {
+    AttentionPlan<Scalar> all, windowed;
+  };
+
   /// Nothing beside the tokens is needed.
   struct States {
     static constexpr std::size_t bytes() { return 0; }
   };
 
   struct Tape {
-    AttentionPlan<Scalar> plan;
+    AttentionPlans plans;
     std::vector<typename Block::Cache> blocks;
-    std::span<const TokenId> ids;
+    std::span<const TokenId> ids, positions;
   };
 
   struct HeadCache {
@@ -67,20 +72,31 @@ class Transformer {
   /// Takes each weight from `source` by its Hugging Face name.
   template <WeightSource Source>
   Transformer(const ModelSpec& spec, Source&& source)
-      : spec_(checked(spec)), rotary_(spec.heads.width, spec.rotary_base),
+      : spec_(checked(spec)), rotary_(turning(spec), spec.rotary_base, spec.rotary_scaling),
+        window_rotary_(spec.window_rotary_base > 0 ? Rotary<Scalar>(turning(spec), spec.window_rotary_base) : rotary_),
         embedding_("model.embed_tokens", spec.vocabulary, spec.width, source),
         norm_("model.norm", spec.width, spec.norm_epsilon, source) {
     blocks_.reserve(static_cast<std::size_t>(spec.blocks));
     for (Index i = 0; i < spec.blocks; ++i)
       blocks_.emplace_back("model.layers." + std::to_string(i), spec.block_sizes(), source);
+    if constexpr (Architecture::learned_positions)
+      positions_.emplace("model.embed_positions", spec.context, spec.width, source);
     if (!spec.tied_embeddings) lm_head_.emplace("lm_head", spec.vocabulary, spec.width, source);
   }
 
   const ModelSpec& spec() const { return spec_; }
 
-  View embed(auto& ctx, std::span<const TokenId> ids) const {
-    const View x = ctx.arena.template matrix<Scalar>(static_cast<Index>(ids.size()), spec_.width);
-    embedding_.forward(ctx, ids, x);
+  /// The stream before block 0; `past` tokens of each sequence lie before those of the batch.
+  View embed(auto& ctx, const TokenBatch& batch, std::span<const Index> past = {}) const {
+    const View x = ctx.arena.template matrix<Scalar>(batch.tokens(), spec_.width);
+    embedding_.forward(ctx, batch.ids, x);
+    if constexpr (Architecture::scaled_embedding) ctx.backend.scale(ConstView(x), embedding_scale(), x);
+    if constexpr (Architecture::learned_positions) {
+      const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
+      const View p = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
+      positions_->forward(ctx, positions_of(ctx, batch, past), p);
+      ctx.backend.add(ConstView(p), x);
+    }
     return x;
   }
 
@@ -90,9 +106,9 @@ class Transformer {
   template <class Observer>
   void run(auto& ctx, const TokenBatch& batch, const States&, View& x, Index first, Index last, Tape* tape,
            Observer&& observer) const {
-    const AttentionPlan<Scalar> plan = make_plan(ctx, batch);
+    const AttentionPlans plans = make_plans(ctx, batch);
     if (tape) {
-      tape->plan = plan;
+      tape->plans = plans;
       tape->blocks.resize(blocks_.size());
     }
     View other = tape ? View{} : ctx.arena.template matrix<Scalar>(x.rows, x.cols);
@@ -100,12 +116,12 @@ class Transformer {
       const auto& block = blocks_[static_cast<std::size_t>(i)];
       if (tape) {
         const View y = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
-        block.forward(ctx, plan, x, y, tape->blocks[static_cast<std::size_t>(i)]);
+        block.forward(ctx, plan_of(plans, i), x, y, tape->blocks[static_cast<std::size_t>(i)]);
         x = y;
       } else {
         const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
         typename Block::Cache cache;
-        block.forward(ctx, plan, x, other, cache);
+        block.forward(ctx, plan_of(plans, i), x, other, cache);
         std::swap(x, other);
       }
       observer.after_block(ctx, i, x);
@@ -117,14 +133,17 @@ class Transformer {
                     Observer&& observer, Grads&... grads) const {
     for (Index i = last - 1; i >= first; --i) {
       observer.after_block_backward(ctx, i, dx);
-      blocks_[static_cast<std::size_t>(i)].backward(ctx, tape.plan, dx, tape.blocks[static_cast<std::size_t>(i)],
-                                                    grads...);
+      blocks_[static_cast<std::size_t>(i)].backward(ctx, plan_of(tape.plans, i), dx,
+                                                    tape.blocks[static_cast<std::size_t>(i)], grads...);
     }
   }
 
   View forward(auto& ctx, const TokenBatch& batch, const States& states, Tape* tape) const {
-    if (tape) tape->ids = batch.ids;
-    View x = embed(ctx, batch.ids);
+    if (tape) {
+      tape->ids = batch.ids;
+      if constexpr (Architecture::learned_positions) tape->positions = positions_of(ctx, batch, {});
+    }
+    View x = embed(ctx, batch);
     run(ctx, batch, states, x, 0, spec_.blocks, tape, NullObserver{});
     return x;
   }
@@ -133,7 +152,11 @@ class Transformer {
   void backward(auto& ctx, const TokenBatch& batch, const States& states, const Tape& tape, View dx,
                 Gradients<Scalar>& grads) const requires trainable {
     run_backward(ctx, batch, states, tape, dx, 0, spec_.blocks, NullObserver{}, grads);
-    if constexpr (Weights::Other::trainable) embedding_.backward(ctx, tape.ids, ConstView(dx), grads);
+    if constexpr (Weights::Other::trainable) {
+      if constexpr (Architecture::learned_positions) positions_->backward(ctx, tape.positions, ConstView(dx), grads);
+      if constexpr (Architecture::scaled_embedding) ctx.backend.scale(ConstView(dx), embedding_scale(), dx);
+      embedding_.backward(ctx, tape.ids, ConstView(dx), grads);
+    }
   }
 
   void head(auto& ctx, ConstView rows, View logits, HeadCache& cache) const {
@@ -172,12 +195,12 @@ class Transformer {
   View advance(auto& ctx, Session& session, const TokenBatch& batch, Observer&& observer) const {
     batch.check();
     session.check_room(batch);
-    const AttentionPlan<Scalar> plan = make_plan(ctx, batch, &session.cache_);
-    View x = embed(ctx, batch.ids), other = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
+    const AttentionPlans plans = make_plans(ctx, batch, &session.cache_);
+    View x = embed(ctx, batch, plans.all.past), other = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
     for (Index i = 0; i < session.blocks_; ++i) {
       {
         const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
-        blocks_[static_cast<std::size_t>(i)].forward_cached(ctx, plan, session.cache_.rows(i), x, other);
+        blocks_[static_cast<std::size_t>(i)].forward_cached(ctx, plan_of(plans, i), session.cache_.rows(i), x, other);
       }
       std::swap(x, other);
       observer.after_block(ctx, i, x);
@@ -189,6 +212,8 @@ class Transformer {
 
   static void visit(auto& self, const std::string& prefix, auto&& fn) {
     decltype(self.embedding_)::visit(self.embedding_, prefix + "model.embed_tokens", fn);
+    if constexpr (Architecture::learned_positions)
+      std::decay_t<decltype(*self.positions_)>::visit(*self.positions_, prefix + "model.embed_positions", fn);
     for (std::size_t i = 0; i < self.blocks_.size(); ++i)
       Block::visit(self.blocks_[i], prefix + "model.layers." + std::to_string(i), fn);
     Norm::visit(self.norm_, prefix + "model.norm", fn);
@@ -205,10 +230,33 @@ class Transformer {
 
   const OutputMap& output_map() const { return lm_head_ ? *lm_head_ : embedding_.as_linear(); }
 
-  AttentionPlan<Scalar> make_plan(auto& ctx, const TokenBatch& batch, const KvCache<Scalar>* cache = nullptr) const {
+  static Index turning(const ModelSpec& spec) { return spec.rotary_width > 0 ? spec.rotary_width : spec.heads.width; }
+
+  double embedding_scale() const { return std::sqrt(static_cast<double>(spec_.width)); }
+
+  const AttentionPlan<Scalar>& plan_of(const AttentionPlans& plans, Index block) const {
+    return spec_.is_windowed(block) ? plans.windowed : plans.all;
+  }
+
+  /// As ids of the table of learned positions.
+  static std::span<const TokenId> positions_of(auto& ctx, const TokenBatch& batch, std::span<const Index> past) {
+    const auto positions = ctx.arena.template vector<TokenId>(batch.tokens());
+    for (Index s = 0; s < batch.sequences(); ++s) {
+      const auto i = static_cast<std::size_t>(s);
+      for (Index t = batch.offsets[i]; t < batch.offsets[i + 1]; ++t)
+        positions[static_cast<std::size_t>(t)] =
+            static_cast<TokenId>((past.empty() ? 0 : past[i]) + t - batch.offsets[i]);
+    }
+    return positions;
+  }
+
+  AttentionPlans make_plans(auto& ctx, const TokenBatch& batch, const KvCache<Scalar>* cache = nullptr) const {
     batch.check();
-    AttentionPlan<Scalar> plan{.offsets = batch.offsets, .visible = {}, .angles = {}, .slots = batch.slots, .past = {}};
+    AttentionPlans plans;
+    AttentionPlan<Scalar>& plan = plans.all;
+    plan = {.offsets = batch.offsets, .visible = {}, .angles = {}, .slots = batch.slots, .past = {}};
     const auto visible = ctx.arena.template vector<VisibleRange>(batch.tokens());
+    const auto in_window = ctx.arena.template vector<VisibleRange>(spec_.window > 0 ? batch.tokens() : 0);
     const auto positions = ctx.arena.template vector<Index>(batch.tokens());
     const auto past = ctx.arena.template vector<Index>(batch.sequences());
     for (Index s = 0; s < batch.sequences(); ++s) {
@@ -220,17 +268,27 @@ class Transformer {
         const Index position = past[i] + t - batch.offsets[i];
         positions[static_cast<std::size_t>(t)] = position;
         visible[static_cast<std::size_t>(t)] = {0, position + 1};
+        if (spec_.window > 0)
+          in_window[static_cast<std::size_t>(t)] = {std::max<Index>(0, position + 1 - spec_.window), position + 1};
       }
     }
     plan.visible = visible;
     plan.past = past;
-    plan.angles = rotary_.angles(ctx, std::span<const Index>(positions));
-    return plan;
+    if constexpr (Architecture::attention.rotary) plan.angles = rotary_.angles(ctx, std::span<const Index>(positions));
+    if (spec_.window > 0) {
+      plans.windowed = plan;
+      plans.windowed.visible = in_window;
+      if constexpr (Architecture::attention.rotary)
+        if (spec_.window_rotary_base > 0)
+          plans.windowed.angles = window_rotary_.angles(ctx, std::span<const Index>(positions));
+    }
+    return plans;
   }
 
   ModelSpec spec_;
-  Rotary<Scalar> rotary_;
+  Rotary<Scalar> rotary_, window_rotary_;
   Embedding<typename Weights::Other, Scalar> embedding_;
+  std::optional<Embedding<typename Weights::Other, Scalar>> positions_;
   std::vector<Block> blocks_;
   Norm norm_;
   std::optional<OutputMap> lm_head_;

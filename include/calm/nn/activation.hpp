@@ -4,6 +4,7 @@
 #include <calm/core/config.hpp>
 
 #include <cmath>
+#include <type_traits>
 
 namespace calm::inline CALM_ABI {
 
@@ -36,6 +37,31 @@ struct GeluTanh {
     const A square = x * x;
     const A inner = tanh(x * (square * 0.044715F + 1) * 0.7978845608028654F);
     return (inner + 1) * 0.5F + x * (1 - inner * inner) * (square * 0.134145F + 1) * 0.3989422804014327F;
+  }
+};
+
+/// GELU itself, with the error function, as GPT-NeoX uses it.
+struct Gelu {
+  template <class A>
+  static A value(const A& x) {
+    return x * cumulative(x);
+  }
+  template <class A>
+  static A derivative(const A& x) {
+    using std::exp;
+    return cumulative(x) + x * exp(x * x * (-0.5F)) * 0.3989422804014327F;
+  }
+
+ private:
+  /// The normal distribution function.
+  template <class A>
+  static A cumulative(const A& x) {
+    constexpr double root_half = 0.70710678118654752;
+    if constexpr (std::is_floating_point_v<A>) {
+      return static_cast<A>(0.5) * std::erfc(-x * static_cast<A>(root_half));
+    } else {
+      return x.unaryExpr([](auto v) { return cumulative(v); });
+    }
   }
 };
 

@@ -3,8 +3,11 @@
 // Sequences lie behind each other without padding; AttentionPlan says where each begins and what each token sees.
 #pragma once
 
+#include <calm/nn/architecture.hpp>
 #include <calm/nn/linear.hpp>
 #include <calm/nn/position.hpp>
+
+#include <array>
 
 namespace calm::inline CALM_ABI {
 
@@ -108,86 +111,143 @@ void append_rows(auto& ctx, const KvRows<Scalar>& rows, MatrixView<const Scalar>
   }
 }
 
-/// Causal self-attention with grouped heads and rotary positions. Its output is added to y.
-template <class Weights, class Scalar>
+/// Causal self-attention with grouped heads. Its output is added to y, or assigned.
+template <class Architecture, class Weights, class Scalar>
 class SelfAttention {
  public:
   static constexpr bool trainable = Weights::trainable;
-  using Cache = AttentionCoreCache<Scalar>;
+  static constexpr AttentionTraits traits = Architecture::attention;
+  static constexpr bool norms_qk = traits.qk_norm != QkNorm::none;
+  using View = MatrixView<Scalar>;
+  using ConstView = MatrixView<const Scalar>;
+  using Norm = typename Architecture::template Norm<typename Weights::Other, Scalar>;
+  using InputMap = LinearMap<traits.input_bias, Weights, Scalar>;
+  using OutputMap = LinearMap<traits.output_bias, Weights, Scalar>;
 
-  SelfAttention(const std::string& name, Index width, HeadShape heads, WeightSource auto&& source)
-      : heads_(heads), q_(name + ".q_proj", heads.query_heads * heads.width, width, source),
-        k_(name + ".k_proj", heads.kv_heads * heads.width, width, source),
-        v_(name + ".v_proj", heads.kv_heads * heads.width, width, source),
-        o_(name + ".o_proj", width, heads.query_heads * heads.width, source) {}
+  struct NormCache {
+    View input;
+    typename Norm::Cache norm;
+  };
+  struct NoCache {};
+  struct Cache : AttentionCoreCache<Scalar> {
+    [[no_unique_address]] std::conditional_t<norms_qk, std::array<NormCache, 2>, NoCache> qk_norms;
+  };
 
-  /// y += attention(x), each sequence within itself.                [T, D] -> [T, D]
-  void forward(auto& ctx, const AttentionPlan<Scalar>& plan, MatrixView<const Scalar> x, MatrixView<Scalar> y,
-               Cache& cache) const {
+  SelfAttention(const std::string& name, const BlockSizes& sizes, WeightSource auto&& source)
+      : heads_(sizes.heads), query_scale_(sizes.query_scale),
+        q_(name + ".q_proj", heads_.query_heads * heads_.width, sizes.width, source),
+        k_(name + ".k_proj", heads_.kv_heads * heads_.width, sizes.width, source),
+        v_(name + ".v_proj", heads_.kv_heads * heads_.width, sizes.width, source),
+        o_(name + ".o_proj", sizes.width, heads_.query_heads * heads_.width, source) {
+    if constexpr (norms_qk) {
+      qk_norms_.emplace_back(name + ".q_norm", norm_width(heads_.query_heads), sizes.norm_epsilon, source);
+      qk_norms_.emplace_back(name + ".k_norm", norm_width(heads_.kv_heads), sizes.norm_epsilon, source);
+    }
+  }
+
+  /// attention(x), each sequence within itself.                     [T, D] -> [T, D]
+  template <WriteMode Mode = Accumulate>
+  void forward(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, View y, Cache& cache, Mode mode = {}) const {
     project(ctx, plan, x, cache);
-    attend(ctx, cache, plan.offsets, plan.offsets, plan.visible, heads_);
-    o_.forward(ctx, MatrixView<const Scalar>(cache.y), y, Accumulate{});
+    attend<Scalar>(ctx, cache, plan.offsets, plan.offsets, plan.visible, heads_);
+    o_.forward(ctx, ConstView(cache.y), y, mode);
   }
 
   /// The same for the new tokens of each slot, after those that `rows` holds, to which their keys and values are added.
-  void forward_cached(auto& ctx, const AttentionPlan<Scalar>& plan, const KvRows<Scalar>& rows,
-                      MatrixView<const Scalar> x, MatrixView<Scalar> y) const {
+  template <WriteMode Mode = Accumulate>
+  void forward_cached(auto& ctx, const AttentionPlan<Scalar>& plan, const KvRows<Scalar>& rows, ConstView x, View y,
+                      Mode mode = {}) const {
     Cache cache;
     project(ctx, plan, x, cache);
-    append_rows(ctx, rows, MatrixView<const Scalar>(cache.k), MatrixView<const Scalar>(cache.v), plan.offsets,
-                plan.slots, plan.past);
+    append_rows(ctx, rows, ConstView(cache.k), ConstView(cache.v), plan.offsets, plan.slots, plan.past);
     const auto key_counts = ctx.arena.template vector<Index>(static_cast<Index>(plan.slots.size()));
     for (std::size_t s = 0; s < key_counts.size(); ++s)
       key_counts[s] = plan.past[s] + plan.offsets[s + 1] - plan.offsets[s];
     cache.y = ctx.arena.template matrix<Scalar>(x.rows, heads_.query_heads * heads_.width);
-    attend_cached(ctx, rows, MatrixView<const Scalar>(cache.q), plan.offsets, plan.slots,
-                  std::span<const Index>(key_counts), plan.visible, heads_, cache.y);
-    o_.forward(ctx, MatrixView<const Scalar>(cache.y), y, Accumulate{});
+    attend_cached(ctx, rows, ConstView(cache.q), plan.offsets, plan.slots, std::span<const Index>(key_counts),
+                  plan.visible, heads_, cache.y);
+    o_.forward(ctx, ConstView(cache.y), y, mode);
   }
 
   /// Overwrites dx; adds to grads.
   template <class... Grads>
-  void backward(auto& ctx, const AttentionPlan<Scalar>& plan, MatrixView<const Scalar> x, MatrixView<const Scalar> dy,
-                MatrixView<Scalar> dx, const Cache& cache, Grads&... grads) const
-      requires(sizeof...(Grads) == 0 || trainable) {
+  void backward(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, ConstView dy, View dx, const Cache& cache,
+                Grads&... grads) const requires(sizeof...(Grads) == 0 || trainable) {
     const auto da = ctx.arena.template matrix<Scalar>(x.rows, cache.y.cols);
     const auto dq = ctx.arena.template matrix<Scalar>(x.rows, cache.q.cols);
     const auto dk = ctx.arena.template matrix<Scalar>(x.rows, cache.k.cols);
     const auto dv = ctx.arena.template matrix<Scalar>(x.rows, cache.v.cols);
-    o_.backward(ctx, MatrixView<const Scalar>(cache.y), dy, da, Assign{}, grads...);
-    attend_backward(ctx, cache, plan.offsets, plan.offsets, plan.visible, heads_, MatrixView<const Scalar>(da), dq, dk,
-                    dv);
-    Rotary<Scalar>::backward(ctx, dq, plan.angles, heads_.query_heads);
-    Rotary<Scalar>::backward(ctx, dk, plan.angles, heads_.kv_heads);
-    q_.backward(ctx, x, MatrixView<const Scalar>(dq), dx, Assign{}, grads...);
-    k_.backward(ctx, x, MatrixView<const Scalar>(dk), dx, Accumulate{}, grads...);
-    v_.backward(ctx, x, MatrixView<const Scalar>(dv), dx, Accumulate{}, grads...);
+    o_.backward(ctx, ConstView(cache.y), dy, da, Assign{}, grads...);
+    attend_backward<Scalar>(ctx, cache, plan.offsets, plan.offsets, plan.visible, heads_, ConstView(da), dq, dk, dv);
+    if constexpr (traits.rotary) {
+      Rotary<Scalar>::backward(ctx, dq, plan.angles, heads_.query_heads);
+      Rotary<Scalar>::backward(ctx, dk, plan.angles, heads_.kv_heads);
+    }
+    if (query_scale_ != 1) ctx.backend.scale(ConstView(dq), query_scale_, dq);
+    if constexpr (norms_qk) {
+      for (std::size_t i = 0; i < 2; ++i) {
+        const View d = heads_as_rows(i == 0 ? dq : dk, i);
+        const NormCache& kept = cache.qk_norms[i];
+        backward_through(
+            qk_norms_[i],
+            [&](const Norm& norm, auto&... g) {
+              norm.backward(ctx, ConstView(kept.input), ConstView(d), d, Assign{}, kept.norm, g...);
+            },
+            grads...);
+      }
+    }
+    q_.backward(ctx, x, ConstView(dq), dx, Assign{}, grads...);
+    k_.backward(ctx, x, ConstView(dk), dx, Accumulate{}, grads...);
+    v_.backward(ctx, x, ConstView(dv), dx, Accumulate{}, grads...);
   }
 
-  HeadShape heads() const { return heads_; }
-
   static void visit(auto& self, const std::string& prefix, auto&& fn) {
-    using Map = Linear<Weights, Scalar>;
-    Map::visit(self.q_, prefix + ".q_proj", fn);
-    Map::visit(self.k_, prefix + ".k_proj", fn);
-    Map::visit(self.v_, prefix + ".v_proj", fn);
-    Map::visit(self.o_, prefix + ".o_proj", fn);
+    InputMap::visit(self.q_, prefix + ".q_proj", fn);
+    InputMap::visit(self.k_, prefix + ".k_proj", fn);
+    InputMap::visit(self.v_, prefix + ".v_proj", fn);
+    OutputMap::visit(self.o_, prefix + ".o_proj", fn);
+    if constexpr (norms_qk) {
+      Norm::visit(self.qk_norms_[0], prefix + ".q_norm", fn);
+      Norm::visit(self.qk_norms_[1], prefix + ".k_norm", fn);
+    }
   }
 
  private:
-  void project(auto& ctx, const AttentionPlan<Scalar>& plan, MatrixView<const Scalar> x, Cache& cache) const {
+  Index norm_width(Index heads) const { return traits.qk_norm == QkNorm::head ? heads_.width : heads * heads_.width; }
+
+  /// The rows that a norm of queries (0) or keys (1) sees.
+  View heads_as_rows(View m, std::size_t which) const {
+    const Index width = norm_width(which == 0 ? heads_.query_heads : heads_.kv_heads);
+    return {m.data, m.rows * m.cols / width, width};
+  }
+
+  void project(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, Cache& cache) const {
     cache.q = ctx.arena.template matrix<Scalar>(x.rows, q_.out());
     cache.k = ctx.arena.template matrix<Scalar>(x.rows, k_.out());
     cache.v = ctx.arena.template matrix<Scalar>(x.rows, v_.out());
     q_.forward(ctx, x, cache.q, Assign{});
     k_.forward(ctx, x, cache.k, Assign{});
     v_.forward(ctx, x, cache.v, Assign{});
-    Rotary<Scalar>::forward(ctx, cache.q, plan.angles, heads_.query_heads);
-    Rotary<Scalar>::forward(ctx, cache.k, plan.angles, heads_.kv_heads);
+    if constexpr (norms_qk) {
+      for (std::size_t i = 0; i < 2; ++i) {
+        View& normed = i == 0 ? cache.q : cache.k;
+        cache.qk_norms[i].input = heads_as_rows(normed, i);
+        normed = ctx.arena.template matrix<Scalar>(normed.rows, normed.cols);
+        qk_norms_[i].forward(ctx, ConstView(cache.qk_norms[i].input), heads_as_rows(normed, i), cache.qk_norms[i].norm);
+      }
+    }
+    if (query_scale_ != 1) ctx.backend.scale(ConstView(cache.q), query_scale_, cache.q);
+    if constexpr (traits.rotary) {
+      Rotary<Scalar>::forward(ctx, cache.q, plan.angles, heads_.query_heads);
+      Rotary<Scalar>::forward(ctx, cache.k, plan.angles, heads_.kv_heads);
+    }
   }
 
   HeadShape heads_;
-  Linear<Weights, Scalar> q_, k_, v_, o_;
+  double query_scale_;
+  InputMap q_, k_, v_;
+  OutputMap o_;
+  [[no_unique_address]] std::conditional_t<norms_qk, std::vector<Norm>, NoCache> qk_norms_;
 };
 
 }  // namespace calm::inline CALM_ABI

@@ -1,7 +1,8 @@
-// TransformerBlock: the pre-norm layer, x + attention(norm(x)), then + mlp(norm(that)).
+// TransformerBlock: what attention and an MLP add to the residual stream, each behind and before the norms that the
+// architecture names (architecture.hpp); one after the other, or both from the same stream.
 //
-// An architecture names its parts: `template <class Weights, class Scalar> using Norm / Mlp`. Contract: forward reads x
-// and writes y (another buffer); backward turns the gradient of y into that of x, in place, and adds to grads.
+// Contract: forward reads x and writes y (another buffer); backward turns the gradient of y into that of x, in place,
+// and adds to grads.
 #pragma once
 
 #include <calm/nn/attention.hpp>
@@ -10,99 +11,166 @@
 
 namespace calm::inline CALM_ABI {
 
-/// The sizes of one block.
-struct BlockSizes {
-  Index width = 0, hidden = 0;
-  HeadShape heads;
-  double norm_epsilon = 1e-5;
+/// Stands where an architecture has no norm.
+struct NoNorm {
+  static constexpr bool trainable = false;
+  struct Cache {};
+  NoNorm(const std::string&, Index, double, auto&&) {}
+  static void visit(auto&, const std::string&, auto&&) {}
 };
 
 template <class Architecture, class Weights, class Scalar>
 class TransformerBlock {
  public:
   static constexpr bool trainable = Weights::trainable;
+  static constexpr BlockNorms norms = Architecture::norms;
+  using View = MatrixView<Scalar>;
+  using ConstView = MatrixView<const Scalar>;
   using Norm = typename Architecture::template Norm<typename Weights::Other, Scalar>;
-  using Attention = SelfAttention<typename Weights::Linear, Scalar>;
+  using Attention = SelfAttention<Architecture, typename Weights::Linear, Scalar>;
   using Mlp = typename Architecture::template Mlp<typename Weights::Linear, Scalar>;
+  template <bool Present>
+  using OptionalNorm = std::conditional_t<Present, Norm, NoNorm>;
+
+  /// What backward needs of the norms around attention or the MLP.
+  template <class Before, class After>
+  struct BranchCache {
+    ConstView input;
+    View normed, output;  // [T, D]; output: before the norm behind it
+    typename Before::Cache before;
+    typename After::Cache after;
+  };
+
+  using BeforeAttention = OptionalNorm<!norms.before_attention.empty()>;
+  using AfterAttention = OptionalNorm<!norms.after_attention.empty()>;
+  using BeforeMlp = OptionalNorm<!norms.before_mlp.empty()>;
+  using AfterMlp = OptionalNorm<!norms.after_mlp.empty()>;
 
   struct Cache {
-    MatrixView<const Scalar> x;
-    MatrixView<Scalar> normed, middle, normed_middle;  // [T, D]
-    typename Norm::Cache norm, norm_middle;
+    View middle;
+    BranchCache<BeforeAttention, AfterAttention> attention_norms;
+    BranchCache<BeforeMlp, AfterMlp> mlp_norms;
     typename Attention::Cache attention;
     typename Mlp::Cache mlp;
   };
 
   TransformerBlock(const std::string& name, const BlockSizes& sizes, WeightSource auto&& source)
-      : input_norm_(name + ".input_layernorm", sizes.width, sizes.norm_epsilon, source),
-        attention_(name + ".self_attn", sizes.width, sizes.heads, source),
-        mlp_norm_(name + ".post_attention_layernorm", sizes.width, sizes.norm_epsilon, source),
-        mlp_(name + ".mlp", sizes.width, sizes.hidden, source) {}
+      : before_attention_(full_name(name, norms.before_attention), sizes.width, sizes.norm_epsilon, source),
+        attention_(name + ".self_attn", sizes, source),
+        after_attention_(full_name(name, norms.after_attention), sizes.width, sizes.norm_epsilon, source),
+        before_mlp_(full_name(name, norms.before_mlp), sizes.width, sizes.norm_epsilon, source),
+        mlp_(name + ".mlp", sizes.width, sizes.hidden, source),
+        after_mlp_(full_name(name, norms.after_mlp), sizes.width, sizes.norm_epsilon, source) {}
 
-  void forward(auto& ctx, const AttentionPlan<Scalar>& plan, MatrixView<const Scalar> x, MatrixView<Scalar> y,
-               Cache& cache) const {
-    run(ctx, x, y, cache, [&](MatrixView<const Scalar> normed, MatrixView<Scalar> middle) {
-      attention_.forward(ctx, plan, normed, middle, cache.attention);
-    });
+  void forward(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, View y, Cache& cache) const {
+    run(ctx, x, y, cache,
+        [&](ConstView in, View out, auto mode) { attention_.forward(ctx, plan, in, out, cache.attention, mode); });
   }
 
   /// The same for new tokens, whose keys and values are appended to `rows`.
-  void forward_cached(auto& ctx, const AttentionPlan<Scalar>& plan, const KvRows<Scalar>& rows,
-                      MatrixView<const Scalar> x, MatrixView<Scalar> y) const {
+  void forward_cached(auto& ctx, const AttentionPlan<Scalar>& plan, const KvRows<Scalar>& rows, ConstView x,
+                      View y) const {
     Cache cache;
-    run(ctx, x, y, cache, [&](MatrixView<const Scalar> normed, MatrixView<Scalar> middle) {
-      attention_.forward_cached(ctx, plan, rows, normed, middle);
-    });
+    run(ctx, x, y, cache,
+        [&](ConstView in, View out, auto mode) { attention_.forward_cached(ctx, plan, rows, in, out, mode); });
   }
 
   template <class... Grads>
-  void backward(auto& ctx, const AttentionPlan<Scalar>& plan, MatrixView<Scalar> dx, const Cache& cache,
-                Grads&... grads) const requires(sizeof...(Grads) == 0 || trainable) {
+  void backward(auto& ctx, const AttentionPlan<Scalar>& plan, View dx, const Cache& cache, Grads&... grads) const
+      requires(sizeof...(Grads) == 0 || trainable) {
     const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
-    const auto dnormed = ctx.arena.template matrix<Scalar>(dx.rows, dx.cols);
-    const auto through_norm = [&](const Norm& norm, MatrixView<const Scalar> input, const typename Norm::Cache& kept) {
-      backward_through(
-          norm,
-          [&](const Norm& module, auto&... g) {
-            module.backward(ctx, input, MatrixView<const Scalar>(dnormed), dx, Accumulate{}, kept, g...);
-          },
-          grads...);
-    };
-    mlp_.backward(ctx, MatrixView<const Scalar>(cache.normed_middle), MatrixView<const Scalar>(dx), dnormed, cache.mlp,
-                  grads...);
-    through_norm(mlp_norm_, cache.middle, cache.norm_middle);
-    attention_.backward(ctx, plan, MatrixView<const Scalar>(cache.normed), MatrixView<const Scalar>(dx), dnormed,
-                        cache.attention, grads...);
-    through_norm(input_norm_, cache.x, cache.norm);
+    View dy = dx;  // of what each branch adds: the gradient of the stream behind it
+    if constexpr (Architecture::parallel) {
+      dy = ctx.arena.template matrix<Scalar>(dx.rows, dx.cols);
+      ctx.backend.scale(ConstView(dx), 1, dy);
+    }
+    branch_backward(
+        ctx, before_mlp_, after_mlp_, cache.mlp_norms, dy, dx,
+        [&](ConstView in, ConstView dout, View din) { mlp_.backward(ctx, in, dout, din, cache.mlp, grads...); },
+        grads...);
+    branch_backward(
+        ctx, before_attention_, after_attention_, cache.attention_norms, dy, dx,
+        [&](ConstView in, ConstView dout, View din) {
+          attention_.backward(ctx, plan, in, dout, din, cache.attention, grads...);
+        },
+        grads...);
   }
 
   static void visit(auto& self, const std::string& prefix, auto&& fn) {
-    Norm::visit(self.input_norm_, prefix + ".input_layernorm", fn);
+    BeforeAttention::visit(self.before_attention_, full_name(prefix, norms.before_attention), fn);
     Attention::visit(self.attention_, prefix + ".self_attn", fn);
-    Norm::visit(self.mlp_norm_, prefix + ".post_attention_layernorm", fn);
+    AfterAttention::visit(self.after_attention_, full_name(prefix, norms.after_attention), fn);
+    BeforeMlp::visit(self.before_mlp_, full_name(prefix, norms.before_mlp), fn);
     Mlp::visit(self.mlp_, prefix + ".mlp", fn);
+    AfterMlp::visit(self.after_mlp_, full_name(prefix, norms.after_mlp), fn);
   }
 
  private:
-  template <class Attend>
-  void run(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, Cache& cache, const Attend& attend_to) const {
-    const auto like_x = [&] { return ctx.arena.template matrix<Scalar>(x.rows, x.cols); };
-    cache.x = x;
-    cache.normed = like_x();
-    cache.middle = like_x();
-    cache.normed_middle = like_x();
-    input_norm_.forward(ctx, x, cache.normed, cache.norm);
-    ctx.backend.scale(x, 1, cache.middle);
-    attend_to(MatrixView<const Scalar>(cache.normed), cache.middle);
-    mlp_norm_.forward(ctx, MatrixView<const Scalar>(cache.middle), cache.normed_middle, cache.norm_middle);
-    ctx.backend.scale(MatrixView<const Scalar>(cache.middle), 1, y);
-    mlp_.forward(ctx, MatrixView<const Scalar>(cache.normed_middle), y, cache.mlp);
+  static std::string full_name(const std::string& block, std::string_view norm) {
+    return block + "." + std::string(norm);
   }
 
-  Norm input_norm_;
+  template <class Attend>
+  void run(auto& ctx, ConstView x, View y, Cache& cache, const Attend& attend_to) const {
+    const auto run_mlp = [&](ConstView in, View out, auto mode) { mlp_.forward(ctx, in, out, cache.mlp, mode); };
+    cache.middle = Architecture::parallel ? y : ctx.arena.template matrix<Scalar>(x.rows, x.cols);
+    ctx.backend.scale(x, 1, cache.middle);
+    branch(ctx, before_attention_, after_attention_, x, cache.middle, cache.attention_norms, attend_to);
+    if constexpr (!Architecture::parallel) ctx.backend.scale(ConstView(cache.middle), 1, y);
+    branch(ctx, before_mlp_, after_mlp_, Architecture::parallel ? x : ConstView(cache.middle), y, cache.mlp_norms,
+           run_mlp);
+  }
+
+  /// total += after(module(before(input)))
+  template <class Before, class After, class Module>
+  static void branch(auto& ctx, const Before& before, const After& after, ConstView input, View total,
+                     BranchCache<Before, After>& cache, const Module& module) {
+    const auto like_input = [&] { return ctx.arena.template matrix<Scalar>(input.rows, input.cols); };
+    cache.input = input;
+    ConstView inner = input;
+    if constexpr (!std::is_same_v<Before, NoNorm>) {
+      cache.normed = like_input();
+      before.forward(ctx, input, cache.normed, cache.before);
+      inner = cache.normed;
+    }
+    if constexpr (std::is_same_v<After, NoNorm>) {
+      module(inner, total, Accumulate{});
+    } else {
+      cache.output = like_input();
+      module(inner, cache.output, Assign{});
+      const View normed = like_input();
+      after.forward(ctx, ConstView(cache.output), normed, cache.after);
+      ctx.backend.add(ConstView(normed), total);
+    }
+  }
+
+  /// dx += the gradient through one branch, from that of what it adds; dy may be dx.
+  template <class Before, class After, class Module, class... Grads>
+  static void branch_backward(auto& ctx, const Before& before, const After& after,
+                              const BranchCache<Before, After>& cache, ConstView dy, View dx, const Module& module,
+                              Grads&... grads) {
+    const View dinner = ctx.arena.template matrix<Scalar>(dx.rows, dx.cols);
+    const auto through = [&](const auto& norm, ConstView input, ConstView dout, View din, auto mode, const auto& kept) {
+      backward_through(
+          norm, [&](const auto& m, auto&... g) { m.backward(ctx, input, dout, din, mode, kept, g...); }, grads...);
+    };
+    ConstView doutput = dy;
+    if constexpr (!std::is_same_v<After, NoNorm>) {
+      const View d = ctx.arena.template matrix<Scalar>(dx.rows, dx.cols);
+      through(after, ConstView(cache.output), dy, d, Assign{}, cache.after);
+      doutput = d;
+    }
+    module(std::is_same_v<Before, NoNorm> ? cache.input : ConstView(cache.normed), doutput, dinner);
+    if constexpr (std::is_same_v<Before, NoNorm>) ctx.backend.add(ConstView(dinner), dx);
+    else through(before, cache.input, ConstView(dinner), dx, Accumulate{}, cache.before);
+  }
+
+  BeforeAttention before_attention_;
   Attention attention_;
-  Norm mlp_norm_;
+  AfterAttention after_attention_;
+  BeforeMlp before_mlp_;
   Mlp mlp_;
+  AfterMlp after_mlp_;
 };
 
 }  // namespace calm::inline CALM_ABI

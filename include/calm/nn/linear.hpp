@@ -1,11 +1,11 @@
-// Linear: y = x W^T, with W [out, in] as PyTorch and safetensors store it. No bias.
+// Linear: y = x W^T, with W [out, in] as PyTorch and safetensors store it; BiasedLinear: y = x W^T + b.
 //
 // Contract of the family: `forward(ctx, x, y, mode)` writes y, or adds to it; `backward(ctx, x, dy, dx, mode, grads)`
 // gives dx by the mode and adds to grads; without grads it gives dx alone. An empty dx is not computed. A frozen Linear
 // has no grads parameter: asking for one does not compile.
 #pragma once
 
-#include <calm/nn/parameter.hpp>
+#include <calm/nn/learned_vector.hpp>
 
 namespace calm::inline CALM_ABI {
 
@@ -142,5 +142,42 @@ class Linear<Lora, Scalar> {
   Parameter<Scalar> a_, b_;
   double scale_ = 1;
 };
+
+template <class Weights, class Scalar>
+class BiasedLinear {
+ public:
+  static constexpr bool trainable = Weights::trainable;
+
+  BiasedLinear(const std::string& name, Index out, Index in, WeightSource auto&& source)
+      : map_(name, out, in, source), bias_(name + ".bias", out, source) {}
+
+  void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, WriteMode auto mode) const {
+    map_.forward(ctx, x, y, mode);
+    ctx.backend.add_bias(bias_.values(), y);
+  }
+
+  template <class... Grads>
+  void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
+                WriteMode auto mode, Grads&... grads) const {
+    if constexpr (Weights::Other::trainable) (ctx.backend.add_columns(dy, bias_.gradient(grads)), ...);
+    map_.backward(ctx, x, dy, dx, mode, grads...);
+  }
+
+  Index out() const { return map_.out(); }
+  Index in() const { return map_.in(); }
+
+  static void visit(auto& self, const std::string& prefix, auto&& fn) {
+    decltype(self.map_)::visit(self.map_, prefix, fn);
+    decltype(self.bias_)::visit(self.bias_, prefix + ".bias", fn);
+  }
+
+ private:
+  Linear<Weights, Scalar> map_;
+  LearnedVector<typename Weights::Other, Scalar> bias_;
+};
+
+/// The linear map of an architecture that has a bias there, or has none.
+template <bool Bias, class Weights, class Scalar>
+using LinearMap = std::conditional_t<Bias, BiasedLinear<Weights, Scalar>, Linear<Weights, Scalar>>;
 
 }  // namespace calm::inline CALM_ABI

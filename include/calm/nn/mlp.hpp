@@ -1,7 +1,7 @@
 // GatedMlp: y += W_down (Activation(x W_gate^T) * (x W_up^T)) (Shazeer, "GLU Variants", arXiv 2002.05202), and Mlp, the
 // same without a gate.
 //
-// Contract: forward adds to y and writes the cache; backward overwrites dx and adds to grads.
+// Contract: forward adds to y (or assigns) and writes the cache; backward overwrites dx and adds to grads.
 #pragma once
 
 #include <calm/nn/activation.hpp>
@@ -21,7 +21,8 @@ class GatedMlp {
       : gate_(name + ".gate_proj", hidden, width, source), up_(name + ".up_proj", hidden, width, source),
         down_(name + ".down_proj", width, hidden, source) {}
 
-  void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, Cache& cache) const {
+  template <WriteMode Mode = Accumulate>
+  void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, Cache& cache, Mode mode = {}) const {
     cache.gate = ctx.arena.template matrix<Scalar>(x.rows, gate_.out());
     cache.up = ctx.arena.template matrix<Scalar>(x.rows, gate_.out());
     cache.hidden = ctx.arena.template matrix<Scalar>(x.rows, gate_.out());
@@ -29,7 +30,7 @@ class GatedMlp {
     up_.forward(ctx, x, cache.up, Assign{});      // [T, D] -> [T, hidden]
     ctx.backend.template gated_activation<Activation>(MatrixView<const Scalar>(cache.gate),
                                                       MatrixView<const Scalar>(cache.up), cache.hidden);
-    down_.forward(ctx, MatrixView<const Scalar>(cache.hidden), y, Accumulate{});  // [T, hidden] -> [T, D]
+    down_.forward(ctx, MatrixView<const Scalar>(cache.hidden), y, mode);  // [T, hidden] -> [T, D]
   }
 
   template <class... Grads>
@@ -57,7 +58,7 @@ class GatedMlp {
   Linear<Weights, Scalar> gate_, up_, down_;
 };
 
-template <class Activation, class Weights, class Scalar>
+template <class Activation, bool Bias, class Weights, class Scalar>
 class Mlp {
  public:
   static constexpr bool trainable = Weights::trainable;
@@ -68,12 +69,13 @@ class Mlp {
   Mlp(const std::string& name, Index width, Index hidden, WeightSource auto&& source)
       : up_(name + ".up_proj", hidden, width, source), down_(name + ".down_proj", width, hidden, source) {}
 
-  void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, Cache& cache) const {
+  template <WriteMode Mode = Accumulate>
+  void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, Cache& cache, Mode mode = {}) const {
     cache.up = ctx.arena.template matrix<Scalar>(x.rows, up_.out());
     cache.hidden = ctx.arena.template matrix<Scalar>(x.rows, up_.out());
     up_.forward(ctx, x, cache.up, Assign{});  // [T, D] -> [T, hidden]
     ctx.backend.template activation<Activation>(MatrixView<const Scalar>(cache.up), cache.hidden);
-    down_.forward(ctx, MatrixView<const Scalar>(cache.hidden), y, Accumulate{});  // [T, hidden] -> [T, D]
+    down_.forward(ctx, MatrixView<const Scalar>(cache.hidden), y, mode);  // [T, hidden] -> [T, D]
   }
 
   template <class... Grads>
@@ -87,12 +89,12 @@ class Mlp {
   }
 
   static void visit(auto& self, const std::string& prefix, auto&& fn) {
-    Linear<Weights, Scalar>::visit(self.up_, prefix + ".up_proj", fn);
-    Linear<Weights, Scalar>::visit(self.down_, prefix + ".down_proj", fn);
+    LinearMap<Bias, Weights, Scalar>::visit(self.up_, prefix + ".up_proj", fn);
+    LinearMap<Bias, Weights, Scalar>::visit(self.down_, prefix + ".down_proj", fn);
   }
 
  private:
-  Linear<Weights, Scalar> up_, down_;
+  LinearMap<Bias, Weights, Scalar> up_, down_;
 };
 
 }  // namespace calm::inline CALM_ABI

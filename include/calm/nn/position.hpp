@@ -5,6 +5,7 @@
 #include <calm/backend/backend.hpp>
 
 #include <cmath>
+#include <numbers>
 #include <vector>
 
 namespace calm::inline CALM_ABI {
@@ -15,15 +16,40 @@ struct RotaryAngles {
   MatrixView<const Scalar> cosines, sines;
 };
 
+/// How rotary frequencies are stretched for contexts longer than those of pretraining, as config.json names it.
+struct RotaryScaling {
+  enum class Kind : std::uint8_t { none, linear, llama3 };
+  Kind kind = Kind::none;
+  double factor = 1;
+  double low_frequency_factor = 1, high_frequency_factor = 4;  // llama3
+  double original_context = 8192;                              // llama3
+
+  friend bool operator==(const RotaryScaling&, const RotaryScaling&) = default;
+
+  /// linear: divided by the factor. llama3: long waves are divided, short ones stay, between them a blend (Llama 3.1,
+  /// arXiv 2407.21783, section 3.4; the formula is that of its reference code).
+  double scaled(double frequency) const {
+    if (kind == Kind::none) return frequency;
+    if (kind == Kind::linear) return frequency / factor;
+    const double turns = original_context * frequency / (2 * std::numbers::pi);  // within the original context
+    if (turns < low_frequency_factor) return frequency / factor;
+    if (turns > high_frequency_factor) return frequency;
+    const double blend = (turns - low_frequency_factor) / (high_frequency_factor - low_frequency_factor);
+    return (1 - blend) * frequency / factor + blend * frequency;
+  }
+};
+
 template <class Scalar>
 class Rotary {
  public:
   Rotary() = default;
-  Rotary(Index head_width, double base) : frequencies_(static_cast<std::size_t>(head_width / 2)) {
-    require<ConfigError>(head_width % 2 == 0, "rotary positions need an even head width, found ", head_width);
+  /// `width` values of each head are turned: all of them, or the first ones.
+  Rotary(Index width, double base, const RotaryScaling& scaling = {})
+      : frequencies_(static_cast<std::size_t>(width / 2)) {
+    require<ConfigError>(width % 2 == 0, "rotary positions need an even head width, found ", width);
     for (std::size_t i = 0; i < frequencies_.size(); ++i)
       frequencies_[i] =
-          static_cast<Scalar>(std::pow(base, -2 * static_cast<double>(i) / static_cast<double>(head_width)));
+          static_cast<Scalar>(scaling.scaled(std::pow(base, -2 * static_cast<double>(i) / static_cast<double>(width))));
   }
 
   /// Angles in the context's arena, once for all blocks of a pass.

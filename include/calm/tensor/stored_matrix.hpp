@@ -38,6 +38,12 @@ class StoredMatrix {
   bool empty() const { return size() == 0; }
   DType dtype() const { return dtype_; }
   const std::byte* data() const { return data_; }
+  const std::shared_ptr<const void>& owner() const { return owner_; }
+
+  /// Rows [first, first + count) in place.
+  StoredMatrix middle_rows(Index first, Index count) const {
+    return {owner_, data_ + first * (stored_bytes() / rows_), dtype_, count, cols_};
+  }
   Index stored_bytes() const { return size() * size_of(dtype_); }
 
   /// The values of rows [first, first + count) as Scalar.

@@ -7,7 +7,7 @@
 
 namespace calm::inline CALM_ABI::zoo {
 
-struct Llama {
+struct Llama : ArchitectureDefaults {
   static constexpr std::string_view model_type = "llama";
   static constexpr std::string_view hugging_face_class = "LlamaForCausalLM";
 

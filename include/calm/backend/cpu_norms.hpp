@@ -1,0 +1,148 @@
+// The norms and biases of CpuBackend, and the tiles of rows and columns that its operations are cut into.
+#pragma once
+
+#include <calm/backend/backend.hpp>
+#include <calm/backend/cpu_vector.hpp>
+#include <calm/core/parallel.hpp>
+
+#include <cmath>
+
+namespace calm::inline CALM_ABI::cpu {
+
+class Tiles {
+ public:
+  explicit Tiles(int threads) : pool_(threads) {}
+
+  ThreadPool& pool() { return pool_; }
+
+ protected:
+  template <class Fn>
+  void for_rows(Index rows, Fn&& fn) {
+    constexpr Index tile = 32;
+    pool_.for_each_tile(ceil_divide(rows, tile), [&](Index i, int) {
+      for (Index t = i * tile; t < std::min(rows, (i + 1) * tile); ++t) fn(t);
+    });
+  }
+
+  template <class Fn>
+  void for_columns(Index cols, Fn&& fn) {
+    constexpr Index tile = 64;
+    pool_.for_each_tile(ceil_divide(cols, tile), [&](Index i, int) { fn(i * tile, std::min(tile, cols - i * tile)); });
+  }
+
+  ThreadPool pool_;
+};
+
+class Norms : public Tiles {
+ public:
+  using Tiles::Tiles;
+
+  template <class S>
+  [[gnu::noinline]] void rms_norm(MatrixView<const S> x, std::span<const S> weight, double epsilon, MatrixView<S> y,
+                                  std::span<S> inverse_rms) {
+    for_rows(x.rows, [&](Index t) {
+      const S mean = dot(x.row(t), x.row(t), x.cols) / static_cast<S>(x.cols);
+      const S inverse = S{1} / std::sqrt(mean + static_cast<S>(epsilon));
+      inverse_rms[static_cast<std::size_t>(t)] = inverse;
+      for (Index j = 0; j < x.cols; ++j) y(t, j) = weight[static_cast<std::size_t>(j)] * (x(t, j) * inverse);
+    });
+  }
+
+  template <class S, WriteMode Mode>
+  void rms_norm_input_gradient(MatrixView<const S> dy, MatrixView<const S> x, std::span<const S> weight,
+                               std::span<const S> inverse_rms, MatrixView<S> dx, Mode) {
+    for_rows(x.rows, [&](Index t) {
+      const S inverse = inverse_rms[static_cast<std::size_t>(t)];
+      const S* w = weight.data();
+      const S* g = dy.row(t);
+      const S* v = x.row(t);
+      const S along = sum(x.cols, [=](Index j) { return w[j] * g[j] * v[j]; });
+      const S factor = along * inverse * inverse * inverse / static_cast<S>(x.cols);
+      S* target = dx.row(t);
+      for (Index j = 0; j < x.cols; ++j) {
+        const S value = inverse * w[j] * g[j] - factor * v[j];
+        if constexpr (std::is_same_v<Mode, Assign>) target[j] = value;
+        else target[j] += value;
+      }
+    });
+  }
+
+  template <class S>
+  void rms_norm_weight_gradient(MatrixView<const S> dy, MatrixView<const S> x, std::span<const S> inverse_rms,
+                                std::span<S> dweight) {
+    for_columns(x.cols, [&](Index first, Index count) {
+      S* target = dweight.data() + first;
+      for (Index t = 0; t < x.rows; ++t)
+        for (Index j = 0; j < count; ++j)
+          target[j] += dy(t, first + j) * x(t, first + j) * inverse_rms[static_cast<std::size_t>(t)];
+    });
+  }
+
+  template <class S>
+  [[gnu::noinline]] void layer_norm(MatrixView<const S> x, std::span<const S> weight, std::span<const S> bias,
+                                    double epsilon, MatrixView<S> y, std::span<S> mean,
+                                    std::span<S> inverse_deviation) {
+    const auto count = static_cast<S>(x.cols);
+    for_rows(x.rows, [&](Index t) {
+      const S* v = x.row(t);
+      const S m = sum(x.cols, [=](Index j) { return v[j]; }) / count;
+      const S variance = sum(x.cols, [=](Index j) { return (v[j] - m) * (v[j] - m); }) / count;
+      const S r = S{1} / std::sqrt(variance + static_cast<S>(epsilon));
+      mean[static_cast<std::size_t>(t)] = m;
+      inverse_deviation[static_cast<std::size_t>(t)] = r;
+      for (Index j = 0; j < x.cols; ++j)
+        y(t, j) = (v[j] - m) * r * weight[static_cast<std::size_t>(j)] + bias[static_cast<std::size_t>(j)];
+    });
+  }
+
+  template <class S, WriteMode Mode>
+  void layer_norm_input_gradient(MatrixView<const S> dy, MatrixView<const S> x, std::span<const S> weight,
+                                 std::span<const S> mean, std::span<const S> inverse_deviation, MatrixView<S> dx,
+                                 Mode) {
+    const auto count = static_cast<S>(x.cols);
+    for_rows(x.rows, [&](Index t) {
+      const S m = mean[static_cast<std::size_t>(t)], r = inverse_deviation[static_cast<std::size_t>(t)];
+      const S* w = weight.data();
+      const S* g = dy.row(t);
+      const S* v = x.row(t);
+      const S plain = sum(x.cols, [=](Index j) { return w[j] * g[j]; }) / count;
+      const S along = sum(x.cols, [=](Index j) { return w[j] * g[j] * (v[j] - m) * r; }) / count;
+      S* target = dx.row(t);
+      for (Index j = 0; j < x.cols; ++j) {
+        const S value = r * (w[j] * g[j] - plain - (v[j] - m) * r * along);
+        if constexpr (std::is_same_v<Mode, Assign>) target[j] = value;
+        else target[j] += value;
+      }
+    });
+  }
+
+  template <class S>
+  void layer_norm_weight_gradient(MatrixView<const S> dy, MatrixView<const S> x, std::span<const S> mean,
+                                  std::span<const S> inverse_deviation, std::span<S> dweight) {
+    for_columns(x.cols, [&](Index first, Index count) {
+      S* target = dweight.data() + first;
+      for (Index t = 0; t < x.rows; ++t) {
+        const S m = mean[static_cast<std::size_t>(t)], r = inverse_deviation[static_cast<std::size_t>(t)];
+        for (Index j = 0; j < count; ++j) target[j] += dy(t, first + j) * (x(t, first + j) - m) * r;
+      }
+    });
+  }
+
+  template <class S>
+  void add_bias(std::span<const S> bias, MatrixView<S> y) {
+    for_rows(y.rows, [&](Index t) {
+      for (Index j = 0; j < y.cols; ++j) y(t, j) += bias[static_cast<std::size_t>(j)];
+    });
+  }
+
+  template <class S>
+  void add_columns(MatrixView<const S> dy, std::span<S> dbias) {
+    for_columns(dy.cols, [&](Index first, Index count) {
+      S* target = dbias.data() + first;
+      for (Index t = 0; t < dy.rows; ++t)
+        for (Index j = 0; j < count; ++j) target[j] += dy(t, first + j);
+    });
+  }
+};
+
+}  // namespace calm::inline CALM_ABI::cpu
