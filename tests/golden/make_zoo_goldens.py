@@ -1,7 +1,7 @@
 """Makes the folders data/zoo_* beside it: a tiny random checkpoint of each architecture as transformers saves it, and what
 transformers computes with it. Needs torch, transformers and safetensors:  python tests/golden/make_zoo_goldens.py [FOLDER]
 
-golden.safetensors: ids [T] and offsets [sequences + 1] of a ragged batch, logits [T, V], hidden.{i} [T, D] (0 = what enters
+golden.safetensors: ids [T] and offsets [sequences + 1] of a ragged batch (as floats), logits [T, V], hidden.{i} [T, D] (0 = what enters
 block 0, i = the stream after block i - 1, before the final norm), computed in float64.
 """
 import shutil
@@ -91,8 +91,8 @@ for number, (name, (config_class, options)) in enumerate(MODELS.items()):
         model.model.embed_tokens.embed_scale = torch.tensor(config.hidden_size**0.5, dtype=torch.float64)
     sequences = [torch.randint(0, VOCABULARY, (length,), generator=generator) for length in SEQUENCES]
     results = [streams_of(model, ids) for ids in sequences]
-    tensors = {"ids": torch.cat(sequences).int(),
-               "offsets": torch.tensor([0, *torch.tensor(SEQUENCES).cumsum(0)]).int(),
+    tensors = {"ids": torch.cat(sequences).float(),
+               "offsets": torch.tensor([0, *torch.tensor(SEQUENCES).cumsum(0)]).float(),
                "logits": torch.cat([r[0] for r in results])}
     for i in range(len(results[0][1])):
         tensors[f"hidden.{i}"] = torch.cat([r[1][i] for r in results])

@@ -4,6 +4,8 @@
 
 namespace {
 
+using calm::Index;
+
 /// Logits and hidden states of a checkpoint that transformers wrote, in f32; then the same logits by decoding with
 /// caches, token by token.
 template <class Architecture>

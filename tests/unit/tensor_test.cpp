@@ -111,10 +111,10 @@ TEST_CASE("between two neighbours bf16 rounds to the nearest, and halfway to the
 }
 
 TEST_CASE("storage types know their names and sizes") {
-  CHECK(calm::size_of(DType::f64) == 8);
-  CHECK(calm::size_of(DType::f32) == 4);
-  CHECK(calm::size_of(DType::bf16) == 2);
-  CHECK(calm::size_of(DType::f16) == 2);
+  CHECK(calm::bytes_of(DType::f64, 1) == 8);
+  CHECK(calm::bytes_of(DType::f32, 3) == 12);
+  CHECK(calm::bytes_of(DType::bf16, 1) == 2);
+  CHECK(calm::bytes_of(DType::f16, 1) == 2);
   CHECK(calm::name_of(DType::bf16) == "bf16");
   CHECK(calm::dtype_of<float> == DType::f32);
   CHECK(calm::dtype_of<double> == DType::f64);
@@ -304,7 +304,7 @@ TEST_CASE("a stored matrix gives its values back, rounded to its type") {
     CHECK(stored.rows() == 7);
     CHECK(stored.cols() == 5);
     CHECK(stored.dtype() == dtype);
-    CHECK(stored.stored_bytes() == 35 * calm::size_of(dtype));
+    CHECK(stored.stored_bytes() == calm::bytes_of(dtype, 35));
     const double step = dtype == DType::f64 ? 0 : dtype == DType::f32 ? 1e-7 : dtype == DType::f16 ? 1e-3 : 8e-3;
     CHECK(relative_difference(stored.dense<double>(), m) <= step);
     double row[5];

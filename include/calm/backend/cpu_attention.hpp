@@ -58,10 +58,17 @@ void product_whole(Index depth, Strided<S> a, MatrixView<const S> b, MatrixView<
                      add);
 }
 
-/// Rows of keys or values as the panels of product_abt.
+/// Columns of scores over so many keys: whole steps and whole panels.
+template <class S>
+Index score_columns(Index keys) {
+  constexpr Index whole = std::max(key_step, panel_columns<S>);
+  return ceil_divide(keys, whole) * whole;
+}
+
+/// Rows of keys or values as the panels of product_abt, filled up with zeros.
 template <class S>
 const S* transposed(Arena<HostMemory>& arena, MatrixView<const S> m) {
-  const Index panels = panels_of<S>(m.rows);
+  const Index panels = panels_of<S>(score_columns<S>(m.rows));
   S* packed = arena.allocate<S>(panels * panel_columns<S> * m.cols);
   pack_transposed(m, 0, panels, packed);
   return packed;
@@ -104,10 +111,8 @@ struct AttentionTile {
     return seen.begin < seen.end ? VisibleRange{seen.begin - range.begin, seen.end - range.begin} : VisibleRange{};
   }
 
-  /// Room for the scores of the tile: rows of whole panels.
-  MatrixView<S> scores(Arena<HostMemory>& arena) const {
-    return arena.matrix<S>(count, panels_of<S>(k.rows) * panel_columns<S>);
-  }
+  /// Room for the scores of the tile.
+  MatrixView<S> scores(Arena<HostMemory>& arena) const { return arena.matrix<S>(count, score_columns<S>(k.rows)); }
 
   /// a b^T for a group's rows of a [count, width], over the columns that the group sees.
   void products(Index group, VisibleRange columns, MatrixView<const S> a, const S* packed, MatrixView<S> c) const {

@@ -123,7 +123,7 @@ void product(Index depth, Strided<S> a, MatrixView<const S> b, MatrixView<S> c, 
 template <class S>
 void transpose_four(const S* source, Index from, S* target, Index to) {
   using Four [[gnu::vector_size(4 * sizeof(S)), gnu::aligned(alignof(S)), gnu::may_alias]] = S;
-  const auto row = [&](Index i) { return *reinterpret_cast<const Four*>(source + i * from); };
+  const auto row = [&](Index i) -> const Four& { return *reinterpret_cast<const Four*>(source + i * from); };
   const Four a = row(0), b = row(1), c = row(2), d = row(3);
   const Four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
   const Four cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);

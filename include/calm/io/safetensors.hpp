@@ -262,11 +262,9 @@ class SafetensorsWriter {
   void add(std::string name, std::vector<Index> shape, const StoredMatrix& values) {
     check_shape(name, shape, values.size());
     const DType dtype = values.dtype();
-    require<ConfigError>(!safetensors_name_of(dtype).empty(), "tensor ", in_quotes(name), ": safetensors has no dtype ",
-                         name_of(dtype));
     add_tensor({std::move(name), dtype, std::move(shape), [values](Index first, Index count, std::byte* target) {
-                  const Index width = size_of(values.dtype());
-                  std::memcpy(target, values.data() + first * width, static_cast<std::size_t>(count * width));
+                  const auto bytes = static_cast<std::size_t>(bytes_of(values.dtype(), count));
+                  std::memcpy(target, values.data() + bytes_of(values.dtype(), first), bytes);
                 }});
   }
 
@@ -292,11 +290,11 @@ class SafetensorsWriter {
     constexpr Index piece = 1 << 16;  // values encoded at once
     std::vector<std::byte> buffer;
     for (const Tensor* tensor : order) {
-      buffer.resize(static_cast<std::size_t>(std::min(piece, tensor->size()) * size_of(tensor->dtype)));
+      buffer.resize(static_cast<std::size_t>(bytes_of(tensor->dtype, std::min(piece, tensor->size()))));
       for (Index first = 0; first < tensor->size(); first += piece) {
         const Index count = std::min(piece, tensor->size() - first);
         tensor->read(first, count, buffer.data());
-        sink.write(buffer.data(), count * size_of(tensor->dtype));
+        sink.write(buffer.data(), bytes_of(tensor->dtype, count));
       }
     }
   }
@@ -313,7 +311,7 @@ class SafetensorsWriter {
       for (const Index dimension : shape) product *= dimension;
       return product;
     }
-    Index bytes() const { return size() * size_of(dtype); }
+    Index bytes() const { return bytes_of(dtype, size()); }
   };
 
   static void check_shape(const std::string& name, const std::vector<Index>& shape, Index values) {
@@ -325,6 +323,8 @@ class SafetensorsWriter {
 
   void add_tensor(Tensor tensor) {
     require<ConfigError>(tensor.name != "__metadata__", "\"__metadata__\" cannot be the name of a tensor");
+    require<ConfigError>(!safetensors_name_of(tensor.dtype).empty(), "tensor ", in_quotes(tensor.name),
+                         ": safetensors has no dtype ", name_of(tensor.dtype));
     require<ConfigError>(names_.emplace(tensor.name, true).second, "two tensors are named ", in_quotes(tensor.name));
     tensors_.push_back(std::move(tensor));
   }
@@ -332,8 +332,9 @@ class SafetensorsWriter {
   std::vector<const Tensor*> order_of_values() const {
     std::vector<const Tensor*> order;
     for (const Tensor& tensor : tensors_) order.push_back(&tensor);
-    std::stable_sort(order.begin(), order.end(),
-                     [](const Tensor* a, const Tensor* b) { return size_of(a->dtype) > size_of(b->dtype); });
+    std::stable_sort(order.begin(), order.end(), [](const Tensor* a, const Tensor* b) {
+      return block_of(a->dtype).bytes > block_of(b->dtype).bytes;
+    });
     return order;
   }
 

@@ -1,28 +1,24 @@
-// The storage types of weights and their conversion to and from f32.
+// The storage types of weights as a run-time tag, and their conversion to and from the types that calm computes in.
 //
-// bf16 is the upper half of an f32; f16 is IEEE 754 binary16. Both round to nearest, ties to even. The block-quantised
-// types of GGUF are not here.
+// The tag is resolved once a call, never per value. A new storage type is a line in DType, visit_dtype and name_of, and
+// its layout in half.hpp or quantised.hpp.
 #pragma once
 
 #include <calm/core/error.hpp>
+#include <calm/tensor/half.hpp>
+#include <calm/tensor/quantised.hpp>
 
-#include <bit>
+#include <array>
 #include <cstring>
 #include <string_view>
+#include <type_traits>
 
 namespace calm::inline CALM_ABI {
 
-enum class DType : std::uint8_t { f64, f32, bf16, f16 };
+enum class DType : std::uint8_t { f64, f32, bf16, f16, q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k, q6_k };
 
-constexpr Index size_of(DType dtype) {
-  switch (dtype) {
-    case DType::f64: return 8;
-    case DType::f32: return 4;
-    case DType::bf16:
-    case DType::f16: return 2;
-  }
-  return 0;
-}
+inline constexpr std::array all_dtypes{DType::f64,  DType::f32,  DType::bf16, DType::f16,  DType::q8_0, DType::q4_0,
+                                       DType::q4_1, DType::q5_0, DType::q5_1, DType::q4_k, DType::q5_k, DType::q6_k};
 
 constexpr std::string_view name_of(DType dtype) {
   switch (dtype) {
@@ -30,47 +26,62 @@ constexpr std::string_view name_of(DType dtype) {
     case DType::f32: return "f32";
     case DType::bf16: return "bf16";
     case DType::f16: return "f16";
+    case DType::q8_0: return "q8_0";
+    case DType::q4_0: return "q4_0";
+    case DType::q4_1: return "q4_1";
+    case DType::q5_0: return "q5_0";
+    case DType::q5_1: return "q5_1";
+    case DType::q4_k: return "q4_k";
+    case DType::q5_k: return "q5_k";
+    case DType::q6_k: return "q6_k";
   }
   return "";
 }
 
-struct bf16 {
-  std::uint16_t bits;
-};
-struct f16 {
-  std::uint16_t bits;
-};
-
-inline float to_float(bf16 x) { return std::bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16); }
-
-inline bf16 to_bf16(float x) {
-  const auto bits = std::bit_cast<std::uint32_t>(x);
-  if ((bits & 0x7FFFFFFFU) > 0x7F800000U) return {static_cast<std::uint16_t>((bits >> 16) | 0x40)};  // stays a NaN
-  return {static_cast<std::uint16_t>((bits + 0x7FFFU + ((bits >> 16) & 1U)) >> 16)};
-}
-
-inline float to_float(f16 x) {
-  const std::uint32_t sign = static_cast<std::uint32_t>(x.bits & 0x8000U) << 16;
-  const std::uint32_t exponent = (x.bits >> 10) & 0x1FU, fraction = x.bits & 0x3FFU;
-  if (exponent == 0x1F) return std::bit_cast<float>(sign | 0x7F800000U | (fraction << 13));
-  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (fraction << 13));
-  const float magnitude = static_cast<float>(fraction) * 0x1p-24F;  // zero and subnormal numbers
-  return sign != 0 ? -magnitude : magnitude;
-}
-
-inline f16 to_f16(float x) {
-  const auto bits = std::bit_cast<std::uint32_t>(x);
-  const auto sign = static_cast<std::uint16_t>((bits >> 16) & 0x8000U);
-  const float magnitude = std::bit_cast<float>(bits & 0x7FFFFFFFU);
-  if (magnitude != magnitude) return {static_cast<std::uint16_t>(sign | 0x7E00U)};
-  if (magnitude >= 65520.0F) return {static_cast<std::uint16_t>(sign | 0x7C00U)};
-  if (magnitude < 0x1p-14F) {  // below the normal range: adding 0.5 lets the FPU round at 2^-24
-    const auto rounded = std::bit_cast<std::uint32_t>(magnitude + 0.5F) - std::bit_cast<std::uint32_t>(0.5F);
-    return {static_cast<std::uint16_t>(sign | rounded)};
+/// Calls function(T{}) with the type that the tag stands for.
+template <class Function>
+constexpr auto visit_dtype(DType dtype, const Function& function) {
+  switch (dtype) {
+    case DType::f64: return function(double{});
+    case DType::f32: return function(float{});
+    case DType::bf16: return function(bf16{});
+    case DType::f16: return function(f16{});
+    case DType::q8_0: return function(Q8_0{});
+    case DType::q4_0: return function(Q4_0{});
+    case DType::q4_1: return function(Q4_1{});
+    case DType::q5_0: return function(Q5_0{});
+    case DType::q5_1: return function(Q5_1{});
+    case DType::q4_k: return function(Q4_K{});
+    case DType::q5_k: return function(Q5_K{});
+    case DType::q6_k: return function(Q6_K{});
   }
-  const auto m = std::bit_cast<std::uint32_t>(magnitude);
-  const std::uint32_t rounded = m + 0xFFFU + ((m >> 13) & 1U);
-  return {static_cast<std::uint16_t>(sign | ((rounded >> 13) - (112U << 10)))};
+  fail<ConfigError>({"unknown storage type ", static_cast<int>(dtype)});
+}
+
+/// The smallest piece in which values are stored: one value, or a block that shares its scales.
+struct StoredBlock {
+  Index values;
+  Index bytes;
+};
+
+constexpr StoredBlock block_of(DType dtype) {
+  return visit_dtype(dtype, []<class Stored>(Stored) -> StoredBlock {
+    if constexpr (BlockQuantised<Stored>) return {Stored::values, Stored::bytes};
+    else return {1, sizeof(Stored)};
+  });
+}
+
+/// The bytes that `count` values take. Throws ShapeError where they are not whole blocks.
+constexpr Index bytes_of(DType dtype, Index count) {
+  const StoredBlock block = block_of(dtype);
+  if (count % block.values != 0) [[unlikely]]
+    fail<ShapeError>({count, " values of type ", name_of(dtype), " are not whole blocks of ", block.values});
+  return count / block.values * block.bytes;
+}
+
+/// Whether encode() can make values of this type.
+constexpr bool is_encodable(DType dtype) {
+  return visit_dtype(dtype, []<class Stored>(Stored) { return !BlockQuantised<Stored> || BlockEncodable<Stored>; });
 }
 
 /// The DType that holds values of type T.
@@ -82,41 +93,58 @@ constexpr DType dtype_of = [] {
   else return DType::f16;
 }();
 
-/// Reads `count` stored values as Scalar. The source need not be aligned.
+/// Reads `count` stored values as Scalar. The source need not be aligned. Throws ShapeError where the values are not
+/// whole blocks.
 template <class Scalar>
 void decode(DType dtype, const std::byte* source, Index count, Scalar* target) {
-  const auto convert = [&]<class Stored>(Stored) {
-    for (Index i = 0; i < count; ++i) {
-      Stored value;
-      std::memcpy(&value, source + i * static_cast<Index>(sizeof(Stored)), sizeof(Stored));
-      if constexpr (std::is_arithmetic_v<Stored>) target[i] = static_cast<Scalar>(value);
-      else target[i] = static_cast<Scalar>(to_float(value));
+  bytes_of(dtype, count);
+  visit_dtype(dtype, [&]<class Stored>(Stored) {
+    if constexpr (BlockQuantised<Stored>) {
+      for (; count > 0; count -= Stored::values, source += Stored::bytes, target += Stored::values) {
+        if constexpr (std::is_same_v<Scalar, float>) {
+          Stored::decode(source, target);
+        } else {
+          std::array<float, Stored::values> block;
+          Stored::decode(source, block.data());
+          for (std::size_t i = 0; i < block.size(); ++i) target[i] = static_cast<Scalar>(block[i]);
+        }
+      }
+    } else {
+      for (Index i = 0; i < count; ++i) {
+        Stored value;
+        std::memcpy(&value, source + i * static_cast<Index>(sizeof(Stored)), sizeof(Stored));
+        if constexpr (std::is_arithmetic_v<Stored>) target[i] = static_cast<Scalar>(value);
+        else target[i] = static_cast<Scalar>(to_float(value));
+      }
     }
-  };
-  switch (dtype) {
-    case DType::f64: return convert(double{});
-    case DType::f32: return convert(float{});
-    case DType::bf16: return convert(bf16{});
-    case DType::f16: return convert(f16{});
-  }
+  });
 }
 
-/// Writes `count` values of type Scalar in the stored type, rounding to nearest.
+/// Writes `count` values of type Scalar in the stored type, rounding to nearest. Throws ShapeError where the values are
+/// not whole blocks, ConfigError for q4_k, q5_k and q6_k, which calm only reads.
 template <class Scalar>
 void encode(DType dtype, const Scalar* source, Index count, std::byte* target) {
-  const auto convert = [&](auto from_scalar) {
-    using Stored = decltype(from_scalar(Scalar{}));
-    for (Index i = 0; i < count; ++i) {
-      const Stored value = from_scalar(source[i]);
-      std::memcpy(target + i * static_cast<Index>(sizeof(Stored)), &value, sizeof(Stored));
+  bytes_of(dtype, count);
+  visit_dtype(dtype, [&]<class Stored>(Stored) {
+    if constexpr (BlockEncodable<Stored>) {
+      std::array<float, Stored::values> block;
+      for (; count > 0; count -= Stored::values, source += Stored::values, target += Stored::bytes) {
+        for (std::size_t i = 0; i < block.size(); ++i) block[i] = static_cast<float>(source[i]);
+        Stored::encode(block.data(), target);
+      }
+    } else if constexpr (BlockQuantised<Stored>) {
+      fail<ConfigError>({"values of type ", name_of(dtype),
+                         " are read, but cannot be made; of the quantised types q8_0, q4_0, q4_1, q5_0, q5_1 can"});
+    } else {
+      for (Index i = 0; i < count; ++i) {
+        Stored value;
+        if constexpr (std::is_same_v<Stored, bf16>) value = to_bf16(static_cast<float>(source[i]));
+        else if constexpr (std::is_same_v<Stored, f16>) value = to_f16(static_cast<float>(source[i]));
+        else value = static_cast<Stored>(source[i]);
+        std::memcpy(target + i * static_cast<Index>(sizeof(Stored)), &value, sizeof(Stored));
+      }
     }
-  };
-  switch (dtype) {
-    case DType::f64: return convert([](Scalar x) { return static_cast<double>(x); });
-    case DType::f32: return convert([](Scalar x) { return static_cast<float>(x); });
-    case DType::bf16: return convert([](Scalar x) { return to_bf16(static_cast<float>(x)); });
-    case DType::f16: return convert([](Scalar x) { return to_f16(static_cast<float>(x)); });
-  }
+  });
 }
 
 }  // namespace calm::inline CALM_ABI

@@ -18,15 +18,16 @@ class StoredMatrix {
  public:
   StoredMatrix() = default;
 
-  /// A view of rows * cols values at `data`; `owner` keeps them alive (a mapped file, a Matrix).
+  /// A view of rows * cols values at `data`; `owner` keeps them alive (a mapped file, a Matrix). Throws ShapeError
+  /// where a row is not whole blocks of the type.
   StoredMatrix(std::shared_ptr<const void> owner, const std::byte* data, DType dtype, Index rows, Index cols)
       : owner_(std::move(owner)), data_(data), dtype_(dtype), rows_(rows), cols_(cols),
-        packed_(std::make_shared<PackedForms>()) {}
+        row_bytes_(bytes_of(dtype, cols)), packed_(std::make_shared<PackedForms>()) {}
 
   /// Takes a matrix over, as it is or rounded to `dtype`.
   template <class Scalar>
   static StoredMatrix from(const Matrix<Scalar>& m, DType dtype = dtype_of<Scalar>) {
-    auto bytes = std::make_shared<Matrix<std::byte>>(m.rows(), m.cols() * size_of(dtype));
+    auto bytes = std::make_shared<Matrix<std::byte>>(m.rows(), bytes_of(dtype, m.cols()));
     encode(dtype, m.data(), m.size(), bytes->data());
     const std::byte* data = bytes->data();
     return {std::move(bytes), data, dtype, m.rows(), m.cols()};
@@ -42,14 +43,14 @@ class StoredMatrix {
 
   /// Rows [first, first + count) in place.
   StoredMatrix middle_rows(Index first, Index count) const {
-    return {owner_, data_ + first * (stored_bytes() / rows_), dtype_, count, cols_};
+    return {owner_, data_ + first * row_bytes_, dtype_, count, cols_};
   }
-  Index stored_bytes() const { return size() * size_of(dtype_); }
+  Index stored_bytes() const { return rows_ * row_bytes_; }
 
   /// The values of rows [first, first + count) as Scalar.
   template <class Scalar>
   void read_rows(Index first, Index count, Scalar* target) const {
-    decode(dtype_, data_ + first * cols_ * size_of(dtype_), count * cols_, target);
+    decode(dtype_, data_ + first * row_bytes_, count * cols_, target);
   }
 
   template <class Scalar>
@@ -111,7 +112,7 @@ class StoredMatrix {
   std::shared_ptr<const void> owner_;
   const std::byte* data_ = nullptr;
   DType dtype_ = DType::f32;
-  Index rows_ = 0, cols_ = 0;
+  Index rows_ = 0, cols_ = 0, row_bytes_ = 0;
   std::shared_ptr<PackedForms> packed_;
 };
 
