@@ -9,4 +9,5 @@
 #include <calm/evaluate/table.hpp>
 #include <calm/generate/generate.hpp>
 #include <calm/io/adapter.hpp>
+#include <calm/io/gguf.hpp>
 #include <calm/train/checkpoint.hpp>

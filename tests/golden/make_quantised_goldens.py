@@ -1,15 +1,18 @@
-"""Makes data/quantised/golden.safetensors: blocks of GGUF's quantised types and what the package gguf reads from them.
+"""Makes data/quantised: blocks of GGUF's quantised types, and what the package gguf reads from them.
 Needs gguf, numpy and safetensors:  python tests/golden/make_quantised_goldens.py [FOLDER]
 
+golden.safetensors
   {type}.blocks   [blocks, bytes of a block] U8; random bits under finite scales, and the extremes of both
   {type}.values   [blocks, values of a block] F32, as gguf.quants.dequantize gives them
   source          [blocks, 32] F32; {type}.encoded [blocks, bytes of a block] U8, as gguf.quants.quantize gives them
+tiny.gguf
+  {type}          2 rows of each type, the first of {type}.blocks; with metadata of every type
 """
 import sys
 from pathlib import Path
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from gguf.quants import dequantize, quantize
 from safetensors.numpy import save_file
 
@@ -65,3 +68,19 @@ for name in SCALES:
         tensors[name.lower() + ".encoded"] = quantize(tensors["source"], quantisation)
 (OUT / "quantised").mkdir(parents=True, exist_ok=True)
 save_file(tensors, OUT / "quantised" / "golden.safetensors")
+
+writer = GGUFWriter(OUT / "quantised" / "tiny.gguf", "llama")
+for kind, value in {"uint8": 200, "int8": -3, "uint16": 60000, "int16": -300, "uint32": 4000000000, "int32": -70000, "uint64": 1 << 62,
+                    "int64": -(1 << 62), "float32": 0.5, "float64": 0.1, "bool": True, "string": "h\u00e9"}.items():  # fmt: skip
+    getattr(writer, "add_" + kind)("test." + kind, value)
+writer.add_array("test.strings", ["<s>", "", "\u2581a"])
+writer.add_array("test.integers", [1, -2, 3])
+writer.add_array("test.numbers", [0.5, -1.5])
+writer.add_tensor("vector", tensors["source"][8])
+writer.add_tensor("half", tensors["source"][8:10].astype(np.float16))
+for name in SCALES:
+    writer.add_tensor(name.lower(), tensors[name.lower() + ".blocks"][:2], raw_dtype=GGMLQuantizationType[name])
+writer.write_header_to_file()
+writer.write_kv_data_to_file()
+writer.write_tensors_to_file()
+writer.close()

@@ -4,6 +4,7 @@
 // 0) and turns every failure into a FormatError. `where` names the file, or the file and the part of it.
 #pragma once
 
+#include <calm/core/text.hpp>
 #include <calm/io/file_map.hpp>
 
 #include <nlohmann/json.hpp>
@@ -27,18 +28,6 @@ struct JsonLimits {
   Index token_bytes = Index{4} << 20;  // of one string or number, as written
   Index memory_bytes = 0;              // of the parsed values; 0: twice the text and 64 MB
 };
-
-/// Text of others for a message: control characters as '?', no more than `most` bytes.
-inline std::string printable(std::string_view text, std::size_t most) {
-  std::size_t length = std::min(text.size(), most);
-  while (length < text.size() && length > 0 && (static_cast<unsigned char>(text[length]) & 0xC0U) == 0x80U) --length;
-  std::string result;
-  for (const char c : text.substr(0, length)) result += static_cast<unsigned char>(c) < 0x20 || c == 0x7F ? '?' : c;
-  return length < text.size() ? result + "..." : result;
-}
-
-/// The same in quotes, for names.
-inline std::string in_quotes(std::string_view text) { return '"' + printable(text, 80) + '"'; }
 
 /// Builds a Json from the events of nlohmann's parser, within limits.
 class JsonBuilder {

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <calm/core/arithmetic.hpp>
+#include <calm/core/text.hpp>
 #include <calm/io/atomic_file.hpp>
 #include <calm/io/file_map.hpp>
 #include <calm/io/json.hpp>
@@ -59,13 +60,6 @@ constexpr std::optional<DType> dtype_of_safetensors_name(std::string_view name) 
   for (const DType dtype : {DType::f64, DType::f32, DType::bf16, DType::f16})
     if (safetensors_name_of(dtype) == name) return dtype;
   return {};
-}
-
-/// "[2, 3]".
-inline std::string shape_text(std::span<const Index> shape) {
-  std::string text = "[";
-  for (std::size_t i = 0; i < shape.size(); ++i) text += message(i == 0 ? "" : ", ", shape[i]);
-  return text + ']';
 }
 
 class SafetensorsFile {
