@@ -18,18 +18,20 @@ struct RotaryAngles {
 
 /// How rotary frequencies are stretched for contexts longer than those of pretraining, as config.json names it.
 struct RotaryScaling {
-  enum class Kind : std::uint8_t { none, linear, llama3 };
+  enum class Kind : std::uint8_t { none, linear, llama3, divided };
   Kind kind = Kind::none;
   double factor = 1;
   double low_frequency_factor = 1, high_frequency_factor = 4;  // llama3
   double original_context = 8192;                              // llama3
+  std::vector<double> divisors = {};                           // divided: one for each frequency, as GGUF stores them
 
   friend bool operator==(const RotaryScaling&, const RotaryScaling&) = default;
 
-  /// linear: divided by the factor. llama3: long waves are divided, short ones stay, between them a blend (Llama 3.1,
-  /// arXiv 2407.21783, section 3.4; the formula is that of its reference code).
-  double scaled(double frequency) const {
+  /// Frequency i. linear: divided by the factor. llama3: long waves are divided, short ones stay, between them a blend
+  /// (Llama 3.1, arXiv 2407.21783, section 3.4; the formula is that of its reference code).
+  double scaled(double frequency, std::size_t i) const {
     if (kind == Kind::none) return frequency;
+    if (kind == Kind::divided) return frequency / divisors.at(i);
     if (kind == Kind::linear) return frequency / factor;
     const double turns = original_context * frequency / (2 * std::numbers::pi);  // within the original context
     if (turns < low_frequency_factor) return frequency / factor;
@@ -48,8 +50,8 @@ class Rotary {
       : frequencies_(static_cast<std::size_t>(width / 2)) {
     require<ConfigError>(width % 2 == 0, "rotary positions need an even head width, found ", width);
     for (std::size_t i = 0; i < frequencies_.size(); ++i)
-      frequencies_[i] =
-          static_cast<Scalar>(scaling.scaled(std::pow(base, -2 * static_cast<double>(i) / static_cast<double>(width))));
+      frequencies_[i] = static_cast<Scalar>(
+          scaling.scaled(std::pow(base, -2 * static_cast<double>(i) / static_cast<double>(width)), i));
   }
 
   /// Angles in the context's arena, once for all blocks of a pass.
