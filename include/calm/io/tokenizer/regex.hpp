@@ -11,6 +11,7 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -225,8 +226,11 @@ class Regex {
       case 'E': refuse(place, message("'\\", text[1], "'"));
       default: break;
     }
-    result += text.substr(0, 2);
-    return 1;
+    // \p{L}, \x{2581} and the like whole, so that their '}' is no end of a quantifier.
+    const std::size_t close = text.size() > 2 && text[2] == '{' && text[1] != '{' ? text.find('}') : text.npos;
+    const std::size_t length = close == text.npos || std::string_view("pPxogk").find(text[1]) == text.npos ? 2 : close + 1;
+    result += text.substr(0, length);
+    return length - 1;
   }
 
   void check_options(std::size_t place) const {
