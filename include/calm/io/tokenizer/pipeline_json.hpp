@@ -118,7 +118,10 @@ inline bool read_pre_tokenizer(const Json& file, const std::string& file_name, P
     } else if (type == "WhitespaceSplit") {
       split(R"(\s)", SplitBehavior::removed);
     } else if (type == "Whitespace") {
-      split(R"(\w+|[^\w\s]+)", SplitBehavior::removed, true);
+      // Here the word characters are those of Rust: no superscript digits, but joiners and circled letters.
+      constexpr std::string_view word =
+          R"(\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\u200C\u200D\u24B6-\u24E9\x{1F130}-\x{1F149}\x{1F150}-\x{1F169}\x{1F170}-\x{1F189})";
+      split(message("[", word, "]+|[^", word, "\\s]+"), SplitBehavior::removed, true);
     } else if (type == "Punctuation") {
       split(R"([\p{P}$+<=>^`|~])", read_behavior(step, where));
     } else {

@@ -1,7 +1,7 @@
 // Regex: the regular expressions of tokenizer files, run by PCRE2 over UTF-8.
 //
 // The files are written for Oniguruma (syntax of Ruby). Where PCRE2 would read the same text otherwise, the pattern is
-// translated (\s, \S, \w, \W, \uHHHH) or refused (\h, nested classes, &&, {n,m}+, the options m and s), never run with
+// translated (\s, \S, \w, \W, \b, \B, \uHHHH) or refused (\h, nested classes, &&, {n,m}+, the options m and s), never run with
 // another meaning. What a pattern may cost in one match is limited; beyond that it is an error, not a hang.
 #pragma once
 
@@ -143,11 +143,12 @@ class Regex {
   }
 
   // White_Space without U+180E, which PCRE2 counts to \s, and the word characters of Oniguruma, which has the marks,
-  // connectors and circled letters that PCRE2 lacks.
+  // connectors and circled letters that PCRE2 lacks, and of the numbers that are no digits those of Latin-1.
   static constexpr std::string_view spaces =
       R"(\x{09}-\x{0D}\x{20}\x{85}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000})";
   static constexpr std::string_view word =
-      R"(\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\x{24B6}-\x{24E9}\x{1F130}-\x{1F149}\x{1F150}-\x{1F169}\x{1F170}-\x{1F189})";
+      R"(\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\x{B2}\x{B3}\x{B9}\x{BC}-\x{BE}\x{24B6}-\x{24E9}\x{1F130}-\x{1F149})"
+      R"(\x{1F150}-\x{1F169}\x{1F170}-\x{1F189})";
 
   std::string translate() const {
     const std::string_view text = pattern_;
@@ -207,6 +208,12 @@ class Regex {
       case 'W':
         if (in_class) refuse(place, "'\\W' in a class");
         put_set(word, true);
+        return 1;
+      case 'b':
+      case 'B':
+        if (in_class) break;  // a backspace
+        result.append("(?:(?<=[").append(word).append(text[1] == 'b' ? "])(?![" : "])(?=[").append(word);
+        result.append("])|(?<![").append(word).append(text[1] == 'b' ? "])(?=[" : "])(?![").append(word).append("]))");
         return 1;
       case 'u': {
         const std::string_view digits = text.substr(2, 4);
