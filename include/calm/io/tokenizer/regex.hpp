@@ -143,12 +143,13 @@ class Regex {
   }
 
   // White_Space without U+180E, which PCRE2 counts to \s, and the word characters of Oniguruma, which has the marks,
-  // connectors and circled letters that PCRE2 lacks, and of the numbers that are no digits those of Latin-1.
+  // connectors and circled letters that PCRE2 lacks, and outside of classes also the superscripts and fractions of
+  // Latin-1.
   static constexpr std::string_view spaces =
       R"(\x{09}-\x{0D}\x{20}\x{85}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000})";
-  static constexpr std::string_view word =
-      R"(\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\x{B2}\x{B3}\x{B9}\x{BC}-\x{BE}\x{24B6}-\x{24E9}\x{1F130}-\x{1F149})"
-      R"(\x{1F150}-\x{1F169}\x{1F170}-\x{1F189})";
+  static constexpr std::string_view word_in_class =
+      R"(\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\x{24B6}-\x{24E9}\x{1F130}-\x{1F149}\x{1F150}-\x{1F169}\x{1F170}-\x{1F189})";
+  static std::string word() { return std::string(word_in_class) + R"(\x{B2}\x{B3}\x{B9}\x{BC}-\x{BE})"; }
 
   std::string translate() const {
     const std::string_view text = pattern_;
@@ -204,16 +205,16 @@ class Regex {
         if (in_class) result += R"(\S\x{180E})";
         else put_set(spaces, true);
         return 1;
-      case 'w': put_set(word, false); return 1;
+      case 'w': put_set(in_class ? word_in_class : word(), false); return 1;
       case 'W':
         if (in_class) refuse(place, "'\\W' in a class");
-        put_set(word, true);
+        put_set(word(), true);
         return 1;
       case 'b':
       case 'B':
         if (in_class) break;  // a backspace
-        result.append("(?:(?<=[").append(word).append(text[1] == 'b' ? "])(?![" : "])(?=[").append(word);
-        result.append("])|(?<![").append(word).append(text[1] == 'b' ? "])(?=[" : "])(?![").append(word).append("]))");
+        result.append("(?:(?<=[").append(word()).append(text[1] == 'b' ? "])(?![" : "])(?=[").append(word());
+        result.append("])|(?<![").append(word()).append(text[1] == 'b' ? "])(?=[" : "])(?![").append(word()).append("]))");
         return 1;
       case 'u': {
         const std::string_view digits = text.substr(2, 4);
