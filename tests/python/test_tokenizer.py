@@ -164,7 +164,7 @@ def make_tokenizers(corpus):
         yield f"added {normalized}", with_parts(smollm, decoder=bytes_out, normalizer=normalizers.Lowercase(), added=[
             AddedToken("<mask>", lstrip=True, special=True, normalized=normalized), AddedToken("word", single_word=True, normalized=normalized),
             AddedToken("the", rstrip=True, normalized=normalized), AddedToken("!!", normalized=normalized),
-            AddedToken("!!!", normalized=normalized), AddedToken("Ca", normalized=normalized)]), not normalized, True
+            AddedToken("!!!", normalized=normalized), AddedToken("Ca", normalized=normalized)]), not normalized, not normalized  # it decodes to "ca"
 
 
 def encode_with_calm(program, folder, mode, file, lines):
