@@ -51,3 +51,42 @@ function(calm_find_io_dependencies problem_variable)
   add_library(calm::xxhash INTERFACE IMPORTED)
   set_target_properties(calm::xxhash PROPERTIES INTERFACE_INCLUDE_DIRECTORIES "${CALM_XXHASH_INCLUDE_DIR}")
 endfunction()
+
+# What calm::tokenizer adds: PCRE2 (8-bit) as calm::pcre2 and utf8proc as calm::utf8proc.
+function(calm_find_tokenizer_dependencies problem_variable)
+  set(${problem_variable} "" PARENT_SCOPE)
+  foreach(dependency "pcre2;pcre2.h;pcre2-8;10.34;libpcre2-dev" "utf8proc;utf8proc.h;utf8proc;2.2;libutf8proc-dev")
+    list(GET dependency 0 name)
+    list(GET dependency 1 header)
+    list(GET dependency 2 library)
+    list(GET dependency 3 version)
+    list(GET dependency 4 package)
+    if(TARGET calm::${name})
+      continue()
+    endif()
+    string(TOUPPER ${name} upper)
+    find_path(CALM_${upper}_INCLUDE_DIR ${header} DOC "The folder of ${header}, version ${version} or later")
+    find_library(CALM_${upper}_LIBRARY ${library} DOC "The library ${library} that belongs to ${header}")
+    mark_as_advanced(CALM_${upper}_INCLUDE_DIR CALM_${upper}_LIBRARY)
+    if(NOT CALM_${upper}_INCLUDE_DIR OR NOT CALM_${upper}_LIBRARY)
+      set(${problem_variable} "calm::tokenizer needs ${header} ${version} or later: install the package ${package}"
+          PARENT_SCOPE)
+      return()
+    endif()
+    # "#define PCRE2_MAJOR 10", "#define UTF8PROC_VERSION_MAJOR 2", and the same for MINOR
+    file(STRINGS "${CALM_${upper}_INCLUDE_DIR}/${header}" lines REGEX "^#define ${upper}_(VERSION_)?(MAJOR|MINOR) ")
+    string(REGEX MATCHALL "(MAJOR|MINOR) +[0-9]+" numbers "${lines}")
+    list(TRANSFORM numbers REPLACE "^[A-Z]+ +" "")
+    list(JOIN numbers "." found)
+    if(found VERSION_LESS version)
+      set(${problem_variable}
+          "calm::tokenizer needs ${header} ${version} or later, but ${CALM_${upper}_INCLUDE_DIR} holds ${found}: install the package ${package}"
+          PARENT_SCOPE)
+      return()
+    endif()
+    add_library(calm::${name} INTERFACE IMPORTED)
+    set_target_properties(
+      calm::${name} PROPERTIES INTERFACE_INCLUDE_DIRECTORIES "${CALM_${upper}_INCLUDE_DIR}" INTERFACE_LINK_LIBRARIES
+                                                                                           "${CALM_${upper}_LIBRARY}")
+  endforeach()
+endfunction()

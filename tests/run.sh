@@ -9,7 +9,8 @@ step() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }
 
 step "packages"
 bash cmake/install_dependencies.sh \
-  cmake g++ ninja-build libeigen3-dev nlohmann-json3-dev libxxhash-dev doctest-dev libbenchmark-dev libcli11-dev
+  cmake g++ ninja-build libeigen3-dev nlohmann-json3-dev libxxhash-dev libpcre2-dev libutf8proc-dev \
+  doctest-dev libbenchmark-dev libcli11-dev
 
 for preset in release sanitize; do
   step "configure $preset"

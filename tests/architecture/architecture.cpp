@@ -154,7 +154,7 @@ TEST_CASE("files are no concern of nn, model and compose") {
 }
 
 TEST_CASE("compose.hpp needs Eigen alone") {
-  const std::regex foreign("nlohmann|xxhash");
+  const std::regex foreign("nlohmann|xxhash|pcre2|utf8proc");
   for (const auto& name : reached_from("calm/compose.hpp")) {
     for (const Header& header : headers()) {
       if (header.name != name) continue;
@@ -163,6 +163,16 @@ TEST_CASE("compose.hpp needs Eigen alone") {
         CAPTURE(include);
         CHECK_FALSE(std::regex_search(include, foreign));
       }
+    }
+  }
+}
+
+TEST_CASE("PCRE2 and utf8proc are included in io/tokenizer alone, and reached by no header outside of it") {
+  for (const Header& header : headers()) {
+    if (header.name.rfind("calm/io/tokenizer/", 0) == 0) continue;
+    for (const auto& include : header.includes) {
+      CAPTURE(header.name);
+      CHECK_FALSE(std::regex_search(include, std::regex("pcre2|<utf8proc|calm/io/tokenizer/")));
     }
   }
 }

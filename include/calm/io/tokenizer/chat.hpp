@@ -1,0 +1,97 @@
+// Chat prompts: messages written as the chat template of a model family asks for them.
+//
+// Not here: running Jinja templates. Three families are recognised by the marks that their templates write; any other
+// template is refused. The prompt ends where the assistant's answer begins. It has no BOS: encode adds that
+// (EncodeOptions::add_special), and finds the marks in the text (parse_special). Nothing is added that the messages do
+// not say, such as the dates in Llama 3.1's system message; a default system message is found by chat_default_system.
+#pragma once
+
+#include <calm/io/json.hpp>
+#include <calm/io/tokenizer/utf8.hpp>
+
+#include <algorithm>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace calm::inline CALM_ABI {
+
+enum class ChatFamily { chatml, gemma, llama3 };
+
+struct ChatMessage {
+  std::string role;  // "system" (only the first), "user" or "assistant"
+  std::string content;
+};
+
+/// The family of a chat template. Throws FormatError where it has the marks of none of them, or of several.
+inline ChatFamily chat_family_of(std::string_view chat_template) {
+  const auto has = [&](std::string_view mark) { return chat_template.find(mark) != std::string_view::npos; };
+  const bool chatml = has("<|im_start|>"), gemma = has("<start_of_turn>"), llama3 = has("<|start_header_id|>");
+  require<FormatError>(chatml + gemma + llama3 == 1, "the chat template ", in_quotes(chat_template),
+                       chatml + gemma + llama3 == 0 ? " is of no known family: it has none"
+                                                    : " could be of several families: it has more than one",
+                       " of <|im_start|>, <start_of_turn> and <|start_header_id|>");
+  return chatml ? ChatFamily::chatml : gemma ? ChatFamily::gemma : ChatFamily::llama3;
+}
+
+/// "chatml", "gemma" or "llama3". Throws ConfigError for another name.
+inline ChatFamily chat_family_named(std::string_view name) {
+  if (name == "chatml") return ChatFamily::chatml;
+  if (name == "gemma") return ChatFamily::gemma;
+  if (name == "llama3") return ChatFamily::llama3;
+  throw ConfigError(message("the chat family ", in_quotes(name), " is not known; chatml, gemma and llama3 are"));
+}
+
+/// The system message that a template itself puts where the messages have none: the ones of SmolLM2 and Qwen 2 and 2.5,
+/// found by their words. Nothing for any other template.
+inline std::optional<ChatMessage> chat_default_system(std::string_view chat_template) {
+  for (const std::string_view words : {"You are a helpful AI assistant named SmolLM, trained by Hugging Face",
+                                       "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
+                                       "You are a helpful assistant."})
+    if (chat_template.find(words) != std::string_view::npos) return ChatMessage{"system", std::string(words)};
+  return {};
+}
+
+/// The text without white space at its ends, as `| trim` gives it.
+inline std::string_view trimmed(std::string_view text) {
+  constexpr std::string_view spaces = " \t\n\v\f\r";
+  const std::size_t begin = text.find_first_not_of(spaces);
+  return begin == text.npos ? std::string_view() : text.substr(begin, text.find_last_not_of(spaces) + 1 - begin);
+}
+
+/// The prompt for the assistant's next message. Throws ConfigError for a role that is not known or a system message
+/// that is not the first.
+inline std::string chat_prompt(ChatFamily family, std::span<const ChatMessage> messages) {
+  std::string prompt, before;  // before: what Gemma puts into the first message of the user
+  for (std::size_t i = 0; i < messages.size(); ++i) {
+    const auto& [role, content] = messages[i];
+    require<ConfigError>(role == "system" || role == "user" || role == "assistant", "message ", i, ": the role ",
+                         in_quotes(role), " is not known; system, user and assistant are");
+    require<ConfigError>(role != "system" || i == 0, "message ", i, ": only the first message can be the system's");
+    switch (family) {
+      case ChatFamily::chatml: prompt += "<|im_start|>" + role + '\n' + content + "<|im_end|>\n"; break;
+      case ChatFamily::llama3:
+        prompt += "<|start_header_id|>" + role + "<|end_header_id|>\n\n";
+        prompt.append(trimmed(content)).append("<|eot_id|>");
+        break;
+      case ChatFamily::gemma:
+        if (role == "system") {
+          before = content + "\n\n";
+          break;
+        }
+        prompt += "<start_of_turn>" + std::string(role == "assistant" ? "model" : "user") + '\n' + before;
+        before.clear();
+        prompt.append(trimmed(content)).append("<end_of_turn>\n");
+        break;
+    }
+  }
+  require<ConfigError>(before.empty(), "a system message of Gemma needs a message of the user after it");
+  switch (family) {
+    case ChatFamily::chatml: return prompt + "<|im_start|>assistant\n";
+    case ChatFamily::llama3: return prompt + "<|start_header_id|>assistant<|end_header_id|>\n\n";
+    default: return prompt + "<start_of_turn>model\n";
+  }
+}
+
+}  // namespace calm::inline CALM_ABI

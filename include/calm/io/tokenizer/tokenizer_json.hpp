@@ -1,0 +1,197 @@
+// tokenizer.json of Hugging Face tokenizers (https://huggingface.co/docs/tokenizers), and the special tokens and chat
+// template that tokenizer_config.json names beside it.
+//
+// Read: the model BPE. Refused by name: other models, dropout, prefixes and suffixes of subwords. Padding and
+// truncation are no part of a tokenizer here. The parsed JSON takes more memory than its text: up to eight times the
+// file and 64 MB while it is read (262,144 tokens with 514,906 merges in pairs need six times); what stays is smaller
+// than the file.
+#pragma once
+
+#include <calm/io/json.hpp>
+#include <calm/io/tokenizer/pipeline_json.hpp>
+#include <calm/io/tokenizer/tokenizer.hpp>
+
+#include <filesystem>
+#include <map>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace calm::inline CALM_ABI {
+
+class TokenizerJsonReader {
+ public:
+  TokenizerJsonReader(const Json& file, const std::string& where) : file_(file), where_(where) {}
+
+  TokenizerParts read() {
+    read_normalizer(file_, where_, parts_.normalizer);
+    parts_.bpe.byte_level = read_pre_tokenizer(file_, where_, parts_.pre_tokenizer);
+    const bool decodes_bytes = read_decoder(file_, where_, parts_.decoder);
+    require<FormatError>(decodes_bytes == parts_.bpe.byte_level, where_,
+                         ": a ByteLevel pre_tokenizer and a ByteLevel decoder are supported only together");
+    const std::string where = where_ + ": model";
+    const Json& model = get_object(file_, "model", where_);
+    check_model(model, where);
+    read_vocabulary(get_object(model, "vocab", where), where + ": vocab");
+    read_added_tokens();
+    parts_.vocabulary.build_index(where + ": vocab");
+    read_options(model, where);
+    read_merges(get_array(model, "merges", where), where + ": merges");
+    read_post_processor(file_, where_, parts_);
+    if (!parts_.prefix.empty()) parts_.bos = parts_.prefix.front();
+    return std::move(parts_);
+  }
+
+ private:
+  static void check_model(const Json& model, const std::string& where) {
+    // Files of 2019 name no type; a BPE is what has merges.
+    const std::string type = get_string_or(model, "type", model.contains("merges") ? "BPE" : "unknown", where);
+    require<FormatError>(type == "BPE", where, ": the type ", in_quotes(type), " is not supported; BPE is");
+    for (const std::string key : {"continuing_subword_prefix", "end_of_word_suffix"})
+      require<FormatError>(get_string_or(model, key, "", where).empty(), where, ": ", in_quotes(key), " is not supported");
+    require<FormatError>(get_number_or(model, "dropout", 0, where) == 0, where, ": \"dropout\" is not supported");
+  }
+
+  void read_vocabulary(const Json& vocabulary, const std::string& where) {
+    std::string bytes;
+    for (const auto& [token, value] : vocabulary.items()) {
+      const auto id = static_cast<TokenId>(to_integer(value, where + ": " + in_quotes(token), 0, Vocabulary::most_ids - 1));
+      const bool in_alphabet = parts_.bpe.byte_level && alphabet_.decode(token, bytes);
+      parts_.vocabulary.set(id, in_alphabet ? bytes : token, in_alphabet || !parts_.bpe.byte_level, where);
+    }
+  }
+
+  void read_added_tokens() {
+    const Json* list = find_value(file_, "added_tokens", where_);
+    if (list == nullptr) return;
+    require<FormatError>(list->is_array(), where_, ": \"added_tokens\": expected an array, found ", kind_of(*list));
+    const Json& vocabulary = file_.at("model").at("vocab");
+    std::map<std::string, TokenId> seen;
+    std::string bytes;
+    for (std::size_t i = 0; i < list->size(); ++i) {
+      const Json& entry = (*list)[i];
+      const std::string where = message(where_, ": added_tokens/", i);
+      AddedToken token;
+      token.content = get_string(entry, "content", where);
+      token.id = static_cast<TokenId>(get_integer(entry, "id", where, 0, Vocabulary::most_ids - 1));
+      token.special = get_boolean_or(entry, "special", false, where);
+      token.normalized = get_boolean_or(entry, "normalized", !token.special, where);
+      token.single_word = get_boolean_or(entry, "single_word", false, where);
+      token.lstrip = get_boolean_or(entry, "lstrip", false, where);
+      token.rstrip = get_boolean_or(entry, "rstrip", false, where);
+      require<FormatError>(token.content.size() <= 4096, where, ": a content of more than 4096 bytes");
+      require<FormatError>(seen.emplace(token.content, token.id).second, where, ": the content ",
+                           in_quotes(token.content), " occurs twice");
+      const auto known = vocabulary.find(token.content);
+      if (known == vocabulary.end()) {
+        const bool in_alphabet = parts_.bpe.byte_level && alphabet_.decode(token.content, bytes);
+        parts_.vocabulary.set(token.id, in_alphabet ? bytes : token.content, false, where);
+      } else {
+        require<FormatError>(*known == token.id, where, ": the content ", in_quotes(token.content), " has the id ",
+                             token.id, " here and ", known->dump(), " in the vocabulary");
+      }
+      parts_.added.push_back(std::move(token));
+    }
+  }
+
+  void read_options(const Json& model, const std::string& where) {
+    BpeOptions& options = parts_.bpe;
+    options.ignore_merges = get_boolean_or(model, "ignore_merges", false, where);
+    options.fuse_unknown = get_boolean_or(model, "fuse_unk", false, where);
+    options.uses_byte_tokens = get_boolean_or(model, "byte_fallback", false, where);
+    if (const std::string unknown = get_string_or(model, "unk_token", "", where); !unknown.empty()) {
+      options.unknown = find_token(unknown);
+      require<FormatError>(options.unknown != Vocabulary::none, where, ": the unk_token ", in_quotes(unknown),
+                           " is not in the vocabulary");
+      parts_.unknown = options.unknown;
+    }
+    for (int byte = 0; byte < 256; ++byte) {
+      const char digits[] = {"0123456789ABCDEF"[byte >> 4], "0123456789ABCDEF"[byte & 15], '\0'};
+      options.byte_tokens[static_cast<std::size_t>(byte)] =
+          options.uses_byte_tokens ? find_token(message("<0x", digits, ">")) : Vocabulary::none;
+    }
+  }
+
+  void read_merges(const Json& merges, const std::string& where) {
+    std::string left, right;
+    parts_.merges.reserve(merges.size());
+    for (std::size_t i = 0; i < merges.size(); ++i) {
+      const auto here = [&] { return message(where, '/', i); };
+      const Json& merge = merges[i];
+      if (merge.is_string()) {
+        const auto& text = merge.get_ref<const std::string&>();
+        const std::size_t space = text.find(' ');
+        if (space == text.npos || text.find(' ', space + 1) != text.npos)
+          throw FormatError(message(here(), ": expected two tokens and a space between them, found ", in_quotes(text)));
+        left = text.substr(0, space);
+        right = text.substr(space + 1);
+      } else {
+        const bool is_pair = merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string();
+        if (!is_pair) throw FormatError(message(here(), ": expected \"a b\" or [\"a\", \"b\"], found ", kind_of(merge)));
+        left = merge[0].get_ref<const std::string&>();
+        right = merge[1].get_ref<const std::string&>();
+      }
+      const auto id_of = [&](const std::string& token) {
+        const TokenId id = find_token(token);
+        if (id == Vocabulary::none)
+          throw FormatError(message(here(), ": ", in_quotes(token), " is not in the vocabulary"));
+        return id;
+      };
+      parts_.merges.push_back({id_of(left), id_of(right), static_cast<std::uint32_t>(i), id_of(left + right)});
+    }
+  }
+
+  /// The id of a token as the file writes it.
+  TokenId find_token(const std::string& token) const {
+    std::string bytes;
+    if (!parts_.bpe.byte_level) return parts_.vocabulary.find(token);
+    return alphabet_.decode(token, bytes) ? parts_.vocabulary.find(bytes) : Vocabulary::none;
+  }
+
+  const Json& file_;
+  const std::string& where_;
+  const ByteAlphabet alphabet_;
+  TokenizerParts parts_;
+};
+
+/// Reads the text of a tokenizer.json. Throws FormatError: where, the place, the reason.
+inline TokenizerParts parse_tokenizer_json(std::string_view text, const std::string& where) {
+  JsonLimits limits;
+  limits.memory_bytes = 8 * static_cast<Index>(text.size()) + (Index{64} << 20);
+  const Json file = parse_json(text, where, limits);
+  return TokenizerJsonReader(file, where).read();
+}
+
+/// Takes over what a tokenizer_config.json says: bos_token, eos_token, unk_token, pad_token and chat_template.
+inline void apply_tokenizer_config(const Json& config, const std::string& where, TokenizerParts& parts) {
+  const auto take = [&](const std::string& key, std::optional<TokenId>& id) {
+    const Json* value = find_value(config, key, where);
+    if (value == nullptr) return;
+    const std::string& content = value->is_object() ? get_string(*value, "content", where + ": " + key)
+                                                    : get_string(config, key, where);
+    for (const AddedToken& token : parts.added)
+      if (token.content == content) id = token.id;
+  };
+  take("bos_token", parts.bos);
+  take("eos_token", parts.eos);
+  take("unk_token", parts.unknown);
+  take("pad_token", parts.pad);
+  const Json* chat = find_value(config, "chat_template", where);
+  if (chat != nullptr && chat->is_string()) parts.chat_template = chat->get<std::string>();
+}
+
+/// Reads tokenizer.json at `path`, or in the folder `path` with the tokenizer_config.json there, where there is one.
+/// Throws IoError or FormatError.
+inline Tokenizer load_tokenizer(const std::filesystem::path& path) {
+  const std::filesystem::path folder = std::filesystem::is_directory(path) ? path : std::filesystem::path();
+  const auto file = FileMap::open(folder.empty() ? path : folder / "tokenizer.json");
+  TokenizerParts parts = parse_tokenizer_json(file->text(), file->path());
+  if (!folder.empty() && std::filesystem::exists(folder / "tokenizer_config.json")) {
+    const std::filesystem::path name = folder / "tokenizer_config.json";
+    apply_tokenizer_config(read_json(name), name.string(), parts);
+  }
+  return Tokenizer(std::move(parts));
+}
+
+}  // namespace calm::inline CALM_ABI
