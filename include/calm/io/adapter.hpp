@@ -56,8 +56,9 @@ inline std::string to_json(const AdapterConfig& config) {
 /// Ties the weights to the configuration that says what they mean, since a kill may come between the two files.
 inline std::string mark_of(const AdapterConfig& config) { return content_hash(to_json(config)); }
 
+/// `other_weights`: models whose weights were stored in another type, so that their hash differs, are taken.
 inline void check_bases(const std::string& where, const std::vector<BaseDescription>& stored,
-                        const std::vector<BaseDescription>& given) {
+                        const std::vector<BaseDescription>& given, bool other_weights = false) {
   require<FormatError>(stored.size() == given.size(), where, ": the adapter stands on ", stored.size(),
                        " models (an anchor and its augments), but ", given.size(), " were given");
   for (std::size_t i = 0; i < stored.size(); ++i) {
@@ -69,7 +70,7 @@ inline void check_bases(const std::string& where, const std::vector<BaseDescript
     same("architecture", stored[i].architecture, given[i].architecture);
     same("sizes", stored[i].sizes, given[i].sizes);
     same("tokenizer", stored[i].tokenizer, given[i].tokenizer);
-    same("content hash", stored[i].content_hash, given[i].content_hash);
+    if (!other_weights) same("content hash", stored[i].content_hash, given[i].content_hash);
   }
 }
 
@@ -117,28 +118,29 @@ void save_adapter_weights(const Composed& model, const std::filesystem::path& fo
   writer.write(folder / "adapter_model.safetensors");
 }
 
-/// Writes the adapter of a composed model.
+/// Writes the adapter of a composed model over bases that the caller has described.
 template <class Composed>
-void save_adapter(const Composed& model, const std::filesystem::path& folder) {
+void save_adapter(const Composed& model, const std::filesystem::path& folder,
+                  const std::vector<BaseDescription>& bases) {
   std::filesystem::create_directories(folder);
-  const auto bases = [&]<std::size_t... I>(std::index_sequence<I...>) {
-    return describe_bases(model.anchor(), model.template augment<I>()...);
-  }
-  (std::make_index_sequence<Composed::augment_count>{});
   write_file_atomically(folder / "adapter_config.json", adapter::to_json({model.options(), model.links(), bases}));
   save_adapter_weights(model, folder);
 }
 
-/// Composes the given models as an adapter says and loads its bridges. Throws FormatError where the adapter belongs to
-/// other models (naming both), or where a tensor is missing, unknown or of another shape.
-template <class Anchor, class... Augments>
-ComposedModel<Anchor, Augments...> load_adapter(const std::filesystem::path& folder,
-                                                std::shared_ptr<const Anchor> anchor,
-                                                std::shared_ptr<const Augments>... augments) {
-  const AdapterConfig config = read_adapter_config(folder);
-  adapter::check_bases((folder / "adapter_config.json").string(), config.bases, describe_bases(*anchor, *augments...));
-  ComposedModel<Anchor, Augments...> model =
-      compose(std::move(anchor), Links(config.links), config.options, std::move(augments)...);
+/// Writes the adapter of a composed model.
+template <class Composed>
+void save_adapter(const Composed& model, const std::filesystem::path& folder) {
+  const auto bases = [&]<std::size_t... I>(std::index_sequence<I...>) {
+    return describe_bases(model.anchor(), model.template augment<I>()...);
+  }
+  (std::make_index_sequence<Composed::augment_count>{});
+  save_adapter(model, folder, bases);
+}
+
+/// Loads the bridges of a composition that was made as `config`, the adapter's own, says. Throws FormatError where a
+/// tensor is missing, unknown or of another shape.
+template <class Composed>
+void load_adapter_weights(Composed& model, const std::filesystem::path& folder, const AdapterConfig& config) {
   const SafetensorsFile file(folder / "adapter_model.safetensors");
   const auto mark = file.metadata().find("adapter_config");  // absent where another program wrote the weights
   require<FormatError>(mark == file.metadata().end() || mark->second == adapter::mark_of(config), file.path(),
@@ -152,6 +154,19 @@ ComposedModel<Anchor, Augments...> load_adapter(const std::filesystem::path& fol
   });
   require<FormatError>(used == file.tensors().size(), file.path(), ": it holds ", file.tensors().size(),
                        " tensors, but the adapter's configuration asks for ", used);
+}
+
+/// Composes the given models as an adapter says and loads its bridges. Throws FormatError where the adapter belongs to
+/// other models (naming both), or where a tensor is missing, unknown or of another shape.
+template <class Anchor, class... Augments>
+ComposedModel<Anchor, Augments...> load_adapter(const std::filesystem::path& folder,
+                                                std::shared_ptr<const Anchor> anchor,
+                                                std::shared_ptr<const Augments>... augments) {
+  const AdapterConfig config = read_adapter_config(folder);
+  adapter::check_bases((folder / "adapter_config.json").string(), config.bases, describe_bases(*anchor, *augments...));
+  ComposedModel<Anchor, Augments...> model =
+      compose(std::move(anchor), Links(config.links), config.options, std::move(augments)...);
+  load_adapter_weights(model, folder, config);
   return model;
 }
 

@@ -1,0 +1,299 @@
+// The commands over a model of known type: a Transformer, or a composed model.
+#pragma once
+
+#include "models.hpp"
+
+#include <calm/evaluate/chrf.hpp>
+#include <calm/evaluate/progress.hpp>
+#include <calm/generate/generate.hpp>
+#include <calm/io/text_data.hpp>
+#include <calm/io/tokenizer/chat.hpp>
+#include <calm/train/checkpoint.hpp>
+
+#include <iostream>
+
+namespace cli {
+
+/// Keeps a copy of the stream after each block.
+struct KeepStreams {
+  std::vector<calm::Matrix<float>>& streams;
+
+  void after_block(auto&, Index, calm::MatrixView<float>& x) { keep(x); }
+  void keep(calm::MatrixView<const float> x) {
+    streams.emplace_back(x.rows, x.cols);
+    for (Index t = 0; t < x.rows; ++t) std::copy_n(x.row(t), x.cols, &streams.back()(t, 0));
+  }
+};
+
+template <class Model>
+void logits(Ctx& ctx, const Model& model, const Options& o, const TokenizerPointer& tokenizer) {
+  using ConstView = calm::MatrixView<const float>;
+  const std::vector<TokenId> ids = ids_of(o, tokenizer);
+  const auto count = static_cast<Index>(ids.size());
+  const std::vector<Index> offsets{0, count}, prompts{o.ids.empty() ? count : Index{0}};
+  const calm::TokenBatch batch{ids, offsets, prompts, {}};
+  typename Model::States states;
+  model.prepare_augments(ctx, batch, states);
+  calm::MatrixView<float> x = model.embed(ctx, batch);
+  std::vector<calm::Matrix<float>> streams;
+  KeepStreams keep{streams};
+  keep.keep(x);
+  model.run(ctx, batch, states, x, 0, model.spec().blocks, nullptr, keep);
+  calm::Matrix<float> result(count, model.spec().vocabulary);
+  typename Model::HeadCache head;
+  model.head(ctx, ConstView(x), result.view(), head);
+  calm::SafetensorsWriter writer;
+  const auto add = [&](const std::string& name, const calm::Matrix<float>& m) {
+    writer.add(name, {m.rows(), m.cols()}, m.values(), calm::DType::f32);
+  };
+  add("logits", result);
+  if (o.hidden)
+    for (std::size_t i = 0; i < streams.size(); ++i) add(calm::message("hidden.", i), streams[i]);
+  writer.write(o.out);
+  if (o.json) std::cout << nlohmann::json{{"tokens", count}, {"vocabulary", result.cols()}, {"out", o.out}} << '\n';
+  else std::cout << count << " tokens -> " << o.out << '\n';
+}
+
+inline std::vector<TokenId> encode_plain(const calm::Tokenizer& tokenizer, const std::string& text, bool special) {
+  std::vector<TokenId> ids;
+  for (const auto& token : tokenizer.encode(text, {.add_special = special, .dummy_prefix = special}))
+    ids.push_back(token.id);
+  return ids;
+}
+
+/// The prompt as a person gave it, or as the model's chat template writes it.
+inline std::string prompt_text(const Options& o, const calm::Tokenizer& tokenizer, const std::string& text) {
+  if (!o.chat) return text;
+  std::vector<calm::ChatMessage> messages;
+  if (const auto system = calm::chat_default_system(tokenizer.chat_template())) messages.push_back(*system);
+  messages.push_back({"user", text});
+  return calm::chat_prompt(calm::chat_family_of(tokenizer.chat_template()), messages);
+}
+
+/// Prompt ids, at least one.
+inline std::vector<TokenId> prompt_ids(const calm::Tokenizer& tokenizer, const std::string& text, bool special = true) {
+  std::vector<TokenId> ids = encode_plain(tokenizer, text, special);
+  if (ids.empty() && tokenizer.bos()) ids.push_back(*tokenizer.bos());
+  calm::require<calm::ConfigError>(!ids.empty(), "the prompt is empty and the tokenizer has no token to begin with");
+  return ids;
+}
+
+/// The token that ends an answer.
+inline TokenId end_token(const Options& o, const calm::Tokenizer& tokenizer) {
+  if (o.chat)
+    for (const char* mark : {"<|im_end|>", "<end_of_turn>", "<|eot_id|>"})
+      if (const auto id = tokenizer.find(mark)) return *id;
+  return tokenizer.eos().value_or(-1);
+}
+
+inline calm::GenerateOptions generate_options(const Options& o, const calm::Tokenizer& tokenizer) {
+  calm::GenerateOptions options;
+  options.max_new_tokens = o.max_new_tokens;
+  options.end_token = end_token(o, tokenizer);
+  options.sampler.temperature = o.temperature;
+  options.sampler.top_k = o.top_k;
+  options.sampler.top_p = o.top_p;
+  options.sampler.seed = o.seed;
+  options.stop = o.stop;
+  options.at_limit = calm::AtContextLimit::stop;
+  return options;
+}
+
+template <class Model>
+void generate(Ctx& ctx, const Model& model, const Options& o, const TokenizerPointer& tokenizer) {
+  calm::require<calm::ConfigError>(tokenizer != nullptr, o.main_model(), ": has no tokenizer");
+  const std::vector<std::vector<TokenId>> prompts{prompt_ids(*tokenizer, prompt_text(o, *tokenizer, o.prompt))};
+  calm::TokenStream stream(*tokenizer);
+  for (const TokenId id : prompts[0]) stream.push(id);  // what follows is no beginning of a text
+  calm::GenerateOptions options = generate_options(o, *tokenizer);
+  options.text_of = [&](TokenId id) { return stream.push(id); };
+  const auto result = calm::generate(ctx, model, std::span(prompts), options, [&](const calm::StreamedToken& token) {
+    if (!o.json) std::cout << token.text << std::flush;
+  });
+  if (o.json)
+    std::cout << nlohmann::json{{"text", result[0].text},
+                                {"ids", result[0].ids},
+                                {"log_probabilities", result[0].log_probabilities}}
+                     .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)
+              << '\n';
+  else std::cout << stream.finish() << '\n';
+}
+
+/// Texts as examples: both parts encoded by themselves, the end token appended.
+inline std::vector<calm::Example> examples_of(const std::string& path, const calm::Tokenizer& tokenizer) {
+  std::vector<calm::Example> examples;
+  for (const calm::TextExample& text : calm::read_text_examples(path)) {
+    calm::Example example{prompt_ids(tokenizer, text.prompt), encode_plain(tokenizer, text.completion, false)};
+    if (tokenizer.eos()) example.completion.push_back(*tokenizer.eos());
+    calm::require<calm::FormatError>(!example.completion.empty(), path, ": a completion is empty");
+    examples.push_back(std::move(example));
+  }
+  return examples;
+}
+
+template <class Model>
+void evaluate(Ctx& ctx, const Model& model, const Options& o, const TokenizerPointer& tokenizer) {
+  calm::require<calm::ConfigError>(tokenizer != nullptr, o.main_model(), ": has no tokenizer");
+  nlohmann::json result{{"metric", o.metric}};
+  if (o.metric == "nll") {
+    const calm::PackedDataset data(examples_of(o.data, *tokenizer), o.batch_tokens, 0);
+    double total = 0, count = 0;
+    calm::Progress progress("eval", data.size());
+    for (const calm::PackedBatch& batch : data.batches()) {
+      calm::KeptStates<Model> states;
+      total += calm::batch_loss(ctx, model, batch, states, nullptr, 1.0);
+      count += static_cast<double>(batch.rows().size());
+      progress.update(static_cast<Index>(&batch - data.batches().data()) + 1);
+    }
+    result["value"] = total / count;
+    result["tokens"] = count;
+    result["unit"] = "nats a token";
+  } else {
+    const auto texts = calm::read_text_examples(o.data);
+    calm::GenerateOptions options = generate_options(o, *tokenizer);
+    options.batch = 32;
+    calm::Chrf chrf;
+    double exact = 0;
+    calm::Progress progress("eval", static_cast<Index>(texts.size()));
+    for (std::size_t begin = 0; begin < texts.size(); begin += 32) {
+      std::vector<std::vector<TokenId>> prompts;
+      const std::size_t end = std::min(texts.size(), begin + 32);
+      for (std::size_t i = begin; i < end; ++i)
+        prompts.push_back(prompt_ids(*tokenizer, prompt_text(o, *tokenizer, texts[i].prompt)));
+      const auto answers = calm::generate(ctx, model, std::span(prompts), options);
+      for (std::size_t i = begin; i < end; ++i) {
+        calm::TokenStream stream(*tokenizer);
+        for (const TokenId id : prompts[i - begin]) stream.push(id);
+        std::string answer;
+        for (const TokenId id : answers[i - begin].ids) answer += stream.push(id);
+        answer += stream.finish();
+        exact += answer == texts[i].completion ? 1 : 0;
+        chrf.add(answer, texts[i].completion);
+      }
+      progress.update(static_cast<Index>(end));
+    }
+    result["value"] = o.metric == "chrf" ? chrf.score() : 100 * exact / static_cast<double>(texts.size());
+    result["examples"] = texts.size();
+    result["unit"] = o.metric == "chrf" ? "chrF, 0 to 100" : "percent";
+  }
+  if (o.json) std::cout << result << '\n';
+  else
+    std::cout << o.metric << ": " << result["value"].get<double>() << ' ' << result["unit"].get<std::string>() << '\n';
+}
+
+template <class Model>
+void gradients(Ctx& ctx, Model& model, const Options& o, const TokenizerPointer& tokenizer) {
+  const std::vector<TokenId> ids = ids_of(o, tokenizer);
+  calm::require<calm::ConfigError>(ids.size() >= 2, "--ids: a loss needs at least two tokens, found ", ids.size());
+  calm::PackedBatch batch;
+  batch.add({{ids[0]}, {ids.begin() + 1, ids.end()}});
+  calm::Gradients<float> grads(model);
+  calm::KeptStates<Model> states;
+  typename Model::Tape tape;
+  const auto count = static_cast<double>(batch.rows().size());
+  const double total = calm::batch_loss(ctx, model, batch, states, &tape, 1 / count, grads);
+  calm::SafetensorsWriter writer;
+  const std::vector<float> loss{static_cast<float>(total / count)};
+  writer.add("loss", {1}, std::span<const float>(loss), calm::DType::f32);
+  calm::for_each_parameter(model, [&](const std::string& name, const auto& parameter) {
+    writer.add("grad." + name, parameter.shape(), std::span<const float>(calm::flat(grads[parameter])),
+               calm::DType::f32);
+  });
+  writer.write(o.out);
+  if (o.json) std::cout << nlohmann::json{{"loss", loss[0]}, {"out", o.out}} << '\n';
+  else std::cout << "loss " << loss[0] << " -> " << o.out << '\n';
+}
+
+template <class Model>
+void train(Ctx& ctx, Model& model, const Options& o, const TokenizerPointer& tokenizer,
+           const std::vector<calm::BaseDescription>& bases) {
+  calm::require<calm::ConfigError>(tokenizer != nullptr, o.main_model(), ": has no tokenizer");
+  const calm::PackedDataset data(examples_of(o.data, *tokenizer), o.batch_tokens, o.seed);
+  std::optional<calm::PackedDataset> valid;
+  if (!o.valid.empty()) valid.emplace(examples_of(o.valid, *tokenizer), o.batch_tokens, 0);
+  calm::Trainer trainer(
+      ctx, model,
+      calm::CosineSchedule{.peak = o.learning_rate, .warmup = std::min<Index>(50, o.steps / 10), .steps = o.steps});
+  constexpr std::size_t keep_bytes = std::size_t{2} << 30;
+  calm::DatasetBatches<Model> batches(data, o.accumulate, keep_bytes);
+  calm::Progress progress("train", o.steps);
+  double validation = std::numeric_limits<double>::quiet_NaN();
+  std::function<double()> validate;
+  if (valid) validate = [&] { return calm::mean_loss(ctx, model, valid->batches()); };
+  const Index often = std::max<Index>(1, o.steps / 10);
+  calm::RunOptions run{
+      .folder = std::filesystem::path(o.out) / "checkpoint",
+      .checkpoint_every = often,
+      .validate_every = often,
+      .resume = o.resume,
+      .fingerprint = calm::message("data ", calm::content_hash_of_file(o.data), ", steps ", o.steps, ", lr ",
+                                   o.learning_rate, ", batch ", o.batch_tokens, "x", o.accumulate, ", seed ", o.seed)};
+  const auto start = std::chrono::steady_clock::now();
+  double tokens = 0, loss = 0;
+  calm::run_training<Model>(trainer, std::ref(batches), run, validate, [&](const calm::StepReport& report) {
+    tokens += static_cast<double>(report.result.tokens);
+    loss = report.result.loss;
+    if (!std::isnan(report.validation_loss)) validation = report.validation_loss;
+    progress.update(report.step, [&] {
+      const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      return calm::message("loss ", calm::fixed(loss, 3), "  ", calm::fixed(tokens / seconds, 0), " tokens/s",
+                           std::isnan(validation) ? "" : "  valid " + calm::fixed(validation, 3));
+    });
+  });
+  calm::save_adapter(model, o.out, bases);
+  nlohmann::json result{{"steps", trainer.step_count()}, {"loss", loss}, {"out", o.out}};
+  if (!std::isnan(validation)) result["valid_loss"] = validation;
+  if (o.json) std::cout << result << '\n';
+  else std::cout << "loss " << loss << " after " << trainer.step_count() << " steps -> " << o.out << '\n';
+}
+
+/// The commands that take any model.
+template <class Model>
+void run_any(Ctx& ctx, const Model& model, const Options& o, const TokenizerPointer& tokenizer) {
+  if (o.command == Command::logits) logits(ctx, model, o, tokenizer);
+  else if (o.command == Command::generate) generate(ctx, model, o, tokenizer);
+  else evaluate(ctx, model, o, tokenizer);
+}
+
+template <class Anchor, class... Same>
+void run_composed(Ctx& ctx, const Options& o, std::shared_ptr<const Anchor> anchor, const TokenizerPointer& tokenizer,
+                  const std::vector<OpenedAugment>& augments, std::shared_ptr<const Same>... models) {
+  using Model = calm::ComposedModel<Anchor, Same...>;
+  std::vector<calm::BaseDescription> bases{calm::describe(*anchor, identity_of(tokenizer))};
+  for (const OpenedAugment& augment : augments) bases.push_back(augment.description);
+  const auto aligners = aligners_of(o, tokenizer, augments);
+  if (o.command == Command::init) {
+    calm::BridgeOptions options = o.preset == "paper" ? calm::preset::paper() : calm::BridgeOptions{};
+    options.heads = o.heads;
+    options.seed = o.seed;
+    const Model model(anchor, {models...}, links_of(o), options, aligners);
+    calm::save_adapter(model, o.out, bases);
+    const Index parameters = calm::count_parameters(model);
+    if (o.json)
+      std::cout << nlohmann::json{{"links", model.links().size()}, {"parameters", parameters}, {"out", o.out}} << '\n';
+    else std::cout << model.links().size() << " links, " << parameters << " parameters -> " << o.out << '\n';
+    return;
+  }
+  const calm::AdapterConfig config = calm::read_adapter_config(o.adapter);
+  calm::adapter::check_bases(o.adapter, config.bases, bases, o.allow_requantised);
+  Model model(anchor, {models...}, calm::Links(config.links), config.options, aligners);
+  calm::load_adapter_weights(model, o.adapter, config);
+  if (o.command == Command::gradients) gradients(ctx, model, o, tokenizer);
+  else if (o.command == Command::train) train(ctx, model, o, tokenizer, bases);
+  else run_any(ctx, model, o, tokenizer);
+}
+
+template <class Architecture>
+void run_with(Ctx& ctx, const Options& o, const calm::Pretrained& files) {
+  const auto model = files.open_as<calm::Transformer<Architecture>>();
+  const TokenizerPointer tokenizer = find_tokenizer(o.main_model());
+  if (!o.composed()) return run_any(ctx, *model, o, tokenizer);
+  std::vector<OpenedAugment> augments;
+  for (const std::string& path : o.augments) augments.push_back(open_augment(path));
+  if (augments.size() == 1) return run_composed(ctx, o, model, tokenizer, augments, augments[0].model);
+  calm::require<calm::ConfigError>(augments.size() == 2, "this program composes one or two augments, found ",
+                                   augments.size());
+  run_composed(ctx, o, model, tokenizer, augments, augments[0].model, augments[1].model);
+}
+
+}  // namespace cli

@@ -1,0 +1,287 @@
+// calm: looks into models, composes them, trains the bridges and uses what came out. `calm --help` says more.
+#include "models.hpp"
+
+#include <calm/model/zoo/zoo.hpp>
+
+#include <CLI/CLI.hpp>
+
+#include <fstream>
+#include <iostream>
+
+using namespace cli;
+
+namespace {
+
+struct CommandLine {
+  CLI::App app{"Composes pretrained language models. A model is a Hugging Face folder or a .gguf file.", "calm"};
+  Options o;
+
+  CommandLine() {
+    app.require_subcommand(1);
+    app.option_defaults()->always_capture_default();
+    inspect();
+    tokenize();
+    logits();
+    gradients();
+    init();
+    train();
+    generate();
+    evaluate();
+  }
+
+ private:
+  CLI::App* command(const char* name, Command value, const char* what, const char* example) {
+    CLI::App* sub = app.add_subcommand(name, what);
+    sub->footer(std::string("Example:\n  ") + example);
+    sub->callback([this, value] { o.command = value; });
+    sub->add_flag("--json", o.json, "print one JSON document");
+    return sub;
+  }
+  void threads(CLI::App* sub) {
+    sub->add_option("--threads", o.threads, "0: one a core; results do not depend on it");
+    sub->add_option("--compute", compute_, "arithmetic")->check(CLI::IsMember({"f32"}));
+  }
+  void composition(CLI::App* sub, bool adapter) {
+    sub->add_option("--anchor", o.anchor, "the model that is extended");
+    sub->add_option("--augment", o.augments, "a model that is tapped; may be given several times");
+    if (adapter) {
+      sub->add_option("--adapter", o.adapter, "folder of the trained bridges");
+      sub->add_flag("--allow-requantised", o.allow_requantised,
+                    "take bases whose weights are stored in another type than those the adapter was made with");
+    }
+    sub->add_option("--alignment", o.alignment, "how augments read the text; by the tokenizers unless given")
+        ->check(CLI::IsMember({"identity", "bytes"}));
+  }
+  void any_model(CLI::App* sub) {
+    sub->add_option("--model", o.model, "a single model");
+    composition(sub, true);
+  }
+
+  void inspect() {
+    auto* sub = command("inspect", Command::inspect, "architecture, sizes, parameters, stored types, memory",
+                        "calm inspect SmolLM2-135M-Instruct.Q4_1.gguf");
+    sub->add_option("path", o.model, "model or adapter")->required();
+  }
+  void tokenize() {
+    auto* sub = command("tokenize", Command::tokenize, "text as ids, one line for each input line",
+                        "calm tokenize --model SmolLM2 --text 'Hello world'");
+    sub->add_option("--model", o.model)->required();
+    auto* text = sub->add_option("--text", o.text);
+    sub->add_option("--file", o.file, "JSON lines of strings")->excludes(text);
+    sub->add_flag("--no-special", o.no_special, "without BOS and EOS");
+  }
+  void text_or_ids(CLI::App* sub) {
+    auto* ids = sub->add_option("--ids", o.ids, "1,2,3");
+    sub->add_option("--text", o.text)->excludes(ids);
+    sub->add_flag("--no-special", o.no_special, "text without BOS and EOS");
+    sub->add_option("--out", o.out, "a .safetensors file")->required();
+  }
+  void logits() {
+    auto* sub = command("logits", Command::logits, "logits [T, V] as safetensors, with --hidden each stream",
+                        "calm logits --model SmolLM2 --text 'Hello' --out logits.safetensors");
+    any_model(sub);
+    text_or_ids(sub);
+    sub->add_flag("--hidden", o.hidden, "also hidden.{i}: 0 the embeddings, i the stream after block i-1");
+    threads(sub);
+  }
+  void gradients() {
+    auto* sub = command("gradients", Command::gradients, "the loss of a text and its gradients for the bridges",
+                        "calm gradients --anchor B --augment A --adapter D --ids 1,2,3 --out grads.safetensors");
+    composition(sub, true);
+    text_or_ids(sub);
+    threads(sub);
+  }
+  void init() {
+    auto* sub = command("init", Command::init, "fresh bridges between an anchor and its augments",
+                        "calm init --anchor B --augment A --links 0:3>7,0:7>14 --out adapter");
+    composition(sub, false);
+    auto* links = sub->add_option("--links", o.links, "augment:tap block>write block, counted from 0");
+    sub->add_option("--links-count", o.links_count, "evenly spaced links for each augment")
+        ->excludes(links)
+        ->check(CLI::PositiveNumber);
+    sub->add_option("--heads", o.heads, "of the bridges; 0: the anchor's");
+    sub->add_option("--preset", o.preset, "the bridges of the paper, without norms")->check(CLI::IsMember({"paper"}));
+    sub->add_option("--seed", o.seed);
+    sub->add_option("--out", o.out, "folder")->required();
+  }
+  void train() {
+    auto* sub = command("train", Command::train, "trains the bridges; keeps those with the best validation loss",
+                        "calm train --anchor B --augment A --adapter D --data facts.jsonl --steps 200 --out trained");
+    composition(sub, true);
+    sub->add_option("--data", o.data, "JSON lines of prompt and completion")->required();
+    sub->add_option("--valid", o.valid, "the same, for validation");
+    sub->add_option("--steps", o.steps)->check(CLI::PositiveNumber);
+    sub->add_option("--lr", o.learning_rate, "peak learning rate");
+    sub->add_option("--batch-tokens", o.batch_tokens)->check(CLI::PositiveNumber);
+    sub->add_option("--accumulate", o.accumulate, "batches a step")->check(CLI::PositiveNumber);
+    sub->add_option("--seed", o.seed);
+    sub->add_option("--out", o.out, "folder")->required();
+    sub->add_flag("--resume", o.resume, "go on from the last checkpoint in the folder");
+    threads(sub);
+  }
+  void sampling(CLI::App* sub) {
+    sub->add_option("--max-new-tokens", o.max_new_tokens)->check(CLI::NonNegativeNumber);
+    sub->add_option("--temperature", o.temperature, "0: greedy");
+    sub->add_option("--top-k", o.top_k, "0: all");
+    sub->add_option("--top-p", o.top_p);
+    sub->add_option("--seed", o.seed);
+    sub->add_flag("--chat", o.chat, "write the prompt as the model's chat template does");
+    sub->add_option("--stop", o.stop, "ends before this text; may be given several times");
+  }
+  void generate() {
+    auto* sub = command("generate", Command::generate, "continues a prompt, streamed",
+                        "calm generate --model SmolLM2 --chat --prompt 'What is the capital of France?'");
+    any_model(sub);
+    sub->add_option("--prompt", o.prompt)->required();
+    sampling(sub);
+    threads(sub);
+  }
+  void evaluate() {
+    auto* sub = command("eval", Command::eval, "exact match, mean loss or chrF over a file of examples",
+                        "calm eval --anchor B --augment A --adapter D --data test.jsonl --metric exact");
+    any_model(sub);
+    sub->add_option("--data", o.data, "JSON lines of prompt and completion")->required();
+    sub->add_option("--metric", o.metric)->check(CLI::IsMember({"exact", "nll", "chrf"}));
+    sub->add_option("--batch-tokens", o.batch_tokens)->check(CLI::PositiveNumber);
+    sampling(sub);
+    threads(sub);
+  }
+
+  std::string compute_ = "f32";
+};
+
+/// A wrong mixture of options; the program then ends with 2.
+struct UsageError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+void check_usage(const Options& o) {
+  const auto expect = [](bool holds, const char* message) {
+    if (!holds) throw UsageError(message);
+  };
+  if (o.command == Command::inspect) return;
+  const bool needs_composition =
+      o.command == Command::gradients || o.command == Command::init || o.command == Command::train;
+  if (needs_composition) expect(o.composed(), "--anchor is required");
+  expect(o.composed() != !o.model.empty(), "give either --model or --anchor with --augment");
+  if (!o.composed()) expect(o.augments.empty() && o.adapter.empty(), "--augment and --adapter need --anchor");
+  else expect(!o.augments.empty(), "--anchor needs at least one --augment");
+  if (o.composed() && o.command != Command::init) expect(!o.adapter.empty(), "--adapter is required with --anchor");
+  if (o.command == Command::init) expect(!o.links.empty() || o.links_count > 0, "give --links or --links-count");
+  if (o.command == Command::logits || o.command == Command::gradients)
+    expect(!o.ids.empty() || !o.text.empty(), "give --ids or --text");
+  if (o.command == Command::tokenize) expect(!o.file.empty() || !o.text.empty(), "give --text or --file");
+}
+
+void tokenize(const Options& o) {
+  const calm::Tokenizer tokenizer = calm::open_tokenizer(o.model);
+  calm::Tokenizer::Scratch scratch;
+  auto all = nlohmann::json::array();
+  const auto print = [&](const std::string& text) {
+    std::vector<TokenId> ids;
+    for (const auto& token : tokenizer.encode(text, {.add_special = !o.no_special}, scratch)) ids.push_back(token.id);
+    if (o.json) {
+      all.push_back(ids);
+      return;
+    }
+    for (std::size_t i = 0; i < ids.size(); ++i) std::cout << (i > 0 ? " " : "") << ids[i];
+    std::cout << '\n';
+  };
+  if (o.file.empty()) {
+    print(o.text);
+  } else {
+    std::ifstream file(o.file);
+    calm::require<calm::IoError>(file.good(), o.file, ": cannot be read");
+    Index number = 0;
+    for (std::string line; std::getline(file, line);) {
+      const std::string where = calm::message(o.file, ": line ", ++number);
+      const calm::Json json = calm::parse_json(line, where);
+      calm::require<calm::FormatError>(json.is_string(), where, ": expected a string, found ", calm::kind_of(json));
+      print(json.get<std::string>());
+    }
+  }
+  if (o.json) std::cout << (o.file.empty() ? all[0] : all) << '\n';
+}
+
+void print(const Options& o, const nlohmann::ordered_json& result) {
+  if (o.json) {
+    std::cout << result << '\n';
+    return;
+  }
+  for (const auto& [key, value] : result.items())
+    std::cout << key << std::string(key.size() < 22 ? 22 - key.size() : 1, ' ')
+              << (value.is_string() ? value.get<std::string>() : value.dump()) << '\n';
+}
+
+void inspect(const Options& o) {
+  if (std::filesystem::exists(std::filesystem::path(o.model) / "adapter_config.json")) {
+    const calm::AdapterConfig config = calm::read_adapter_config(o.model);
+    nlohmann::ordered_json result{{"kind", "adapter"}, {"links", config.links.size()}, {"heads", config.options.heads}};
+    for (std::size_t i = 0; i < config.bases.size(); ++i)
+      result[i == 0 ? "anchor" : calm::message("augment ", i - 1)] =
+          config.bases[i].architecture + ", " + config.bases[i].sizes;
+    return print(o, result);
+  }
+  const calm::Pretrained files(o.model);
+  const calm::ModelSpec& spec = files.spec();
+  nlohmann::ordered_json result{{"architecture", files.model_type()},
+                                {"vocabulary", spec.vocabulary},
+                                {"width", spec.width},
+                                {"hidden", spec.hidden},
+                                {"blocks", spec.blocks},
+                                {"heads", spec.heads.query_heads},
+                                {"kv_heads", spec.heads.kv_heads},
+                                {"head_width", spec.heads.width},
+                                {"context", spec.context},
+                                {"window", spec.window},
+                                {"tied_embeddings", spec.tied_embeddings}};
+  std::map<std::string, Index> types;
+  Index parameters = 0, bytes = 0;
+  files.visit([&](auto model) {
+    calm::for_each_weight(*model, [&](const std::string&, const auto& weight) {
+      parameters += weight.size();
+      bytes += weight.stored_bytes();
+      types[std::string(calm::name_of(weight.dtype()))] += weight.size();
+    });
+    return 0;
+  });
+  result["parameters"] = parameters;
+  result["stored_types"] = types;
+  result["stored_bytes"] = bytes;
+  result["packed_bytes"] = 4 * parameters;  // f32, made when a weight is first multiplied
+  result["cache_bytes_a_token"] = 2 * spec.blocks * spec.heads.kv_heads * spec.heads.width * Index{sizeof(float)};
+  if (const TokenizerPointer tokenizer = find_tokenizer(o.model)) result["tokenizer"] = tokenizer->identity();
+  print(o, result);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CommandLine line;
+  try {
+    line.app.parse(argc, argv);
+    check_usage(line.o);
+  } catch (const CLI::ParseError& error) {
+    return line.app.exit(error) == 0 ? 0 : 2;
+  } catch (const UsageError& error) {
+    std::cerr << "calm: " << error.what() << "\n";
+    return 2;
+  }
+  const Options& o = line.o;
+  try {
+    if (o.command == Command::inspect) {
+      inspect(o);
+    } else if (o.command == Command::tokenize) {
+      tokenize(o);
+    } else {
+      Ctx ctx(o.threads);
+      const calm::Pretrained files(o.main_model());
+      calm::zoo::All::visit(files.model_type(),
+                            [&](auto architecture) { run_with<decltype(architecture)>(ctx, o, files); });
+    }
+    return 0;
+  } catch (const std::exception& error) {
+    std::cerr << "calm: " << error.what() << '\n';
+    return 1;
+  }
+}

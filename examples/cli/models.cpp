@@ -1,0 +1,70 @@
+#include "models.hpp"
+
+#include <sstream>
+
+namespace cli {
+
+OpenedAugment open_augment(const std::string& path) {
+  const calm::Pretrained files(path);
+  OpenedAugment opened;
+  opened.tokenizer = find_tokenizer(path);
+  files.visit([&](auto model) {
+    opened.model = std::make_shared<const Augment>(model);
+    opened.description = calm::describe(*model, identity_of(opened.tokenizer));
+    return 0;
+  });
+  return opened;
+}
+
+std::vector<TokenId> parse_ids(const std::string& text) {
+  std::vector<TokenId> ids;
+  std::istringstream stream(text);
+  for (std::string part; std::getline(stream, part, ',');) {
+    std::size_t used = 0;
+    long value = -1;
+    try {
+      value = std::stol(part, &used);
+    } catch (const std::exception&) {
+    }
+    calm::require<calm::ConfigError>(used > 0 && used == part.size() && value >= 0 && value <= 0x7FFFFFFF, "--ids: '",
+                                     part, "' is no token; expected numbers such as 1,2,3");
+    ids.push_back(static_cast<TokenId>(value));
+  }
+  calm::require<calm::ConfigError>(!ids.empty(), "--ids: at least one token is needed");
+  return ids;
+}
+
+calm::Links links_of(const Options& o) {
+  if (o.links.empty()) return calm::links::evenly_spaced(o.links_count);
+  std::vector<calm::Link> links;
+  std::istringstream stream(o.links);
+  for (std::string part; std::getline(stream, part, ',');) {
+    std::istringstream numbers(part);
+    calm::Link link;
+    char colon = 0, arrow = 0;
+    numbers >> link.augment >> colon >> link.tap >> arrow >> link.write;
+    calm::require<calm::ConfigError>(numbers && numbers.peek() == EOF && colon == ':' && arrow == '>', "--links: '",
+                                     part, "' does not read as augment:tap>write, such as 0:3>7");
+    links.push_back(link);
+  }
+  return calm::Links(links);
+}
+
+std::vector<std::shared_ptr<const calm::Aligner>> aligners_of(const Options& o, const TokenizerPointer& anchor,
+                                                              const std::vector<OpenedAugment>& augments) {
+  std::vector<std::shared_ptr<const calm::Aligner>> aligners;
+  for (const OpenedAugment& augment : augments) {
+    const bool one = identity_of(anchor) == identity_of(augment.tokenizer);
+    if (o.alignment == "identity" || (o.alignment.empty() && one)) {
+      aligners.push_back(std::make_shared<calm::IdentityAligner>());
+      continue;
+    }
+    calm::require<calm::ConfigError>(anchor && augment.tokenizer,
+                                     "an alignment by bytes needs the tokenizers of the anchor and of each augment; "
+                                     "with --ids give --alignment identity");
+    aligners.push_back(std::make_shared<calm::ByteAligner>(anchor, augment.tokenizer, augment.model->spec().context));
+  }
+  return aligners;
+}
+
+}  // namespace cli

@@ -1,0 +1,63 @@
+// The models that a command line names: opened by their files, described for adapters, composed.
+#pragma once
+
+#include "options.hpp"
+
+#include <calm/backend/cpu.hpp>
+#include <calm/compose/any_augment.hpp>
+#include <calm/io/adapter.hpp>
+#include <calm/io/pretrained.hpp>
+#include <calm/io/tokenizer/byte_aligner.hpp>
+#include <calm/io/tokenizer/pretrained_tokenizer.hpp>
+
+namespace cli {
+
+using calm::Index;
+using calm::TokenId;
+using Ctx = calm::Context<calm::CpuBackend>;
+using Augment = calm::AnyAugment<Ctx>;
+using TokenizerPointer = std::shared_ptr<const calm::Tokenizer>;
+
+/// nullptr where the model has none.
+inline TokenizerPointer find_tokenizer(const std::string& path) {
+  if (!calm::has_tokenizer(path)) return nullptr;
+  return std::make_shared<const calm::Tokenizer>(calm::open_tokenizer(path));
+}
+
+inline std::string identity_of(const TokenizerPointer& tokenizer) { return tokenizer ? tokenizer->identity() : ""; }
+
+struct OpenedAugment {
+  std::shared_ptr<const Augment> model;
+  calm::BaseDescription description;
+  TokenizerPointer tokenizer;
+};
+
+/// Of any architecture; compiled once for all anchors.
+OpenedAugment open_augment(const std::string& path);
+
+/// Runs the command with an anchor, or a single model, of this architecture; compiled once for each.
+template <class Architecture>
+void run_with(Ctx& ctx, const Options& options, const calm::Pretrained& files);
+
+/// "1,2,3" as ids.
+std::vector<TokenId> parse_ids(const std::string& text);
+
+/// The ids that --ids or --text give.
+inline std::vector<TokenId> ids_of(const Options& o, const TokenizerPointer& tokenizer) {
+  if (!o.ids.empty()) return parse_ids(o.ids);
+  calm::require<calm::ConfigError>(tokenizer != nullptr, o.main_model(), ": has no tokenizer; give --ids");
+  std::vector<TokenId> ids;
+  for (const auto& token : tokenizer->encode(o.text, {.add_special = !o.no_special})) ids.push_back(token.id);
+  calm::require<calm::ConfigError>(!ids.empty(), "the text gives no token; give at least one");
+  return ids;
+}
+
+/// Links as --links or --links-count say.
+calm::Links links_of(const Options& o);
+
+/// How the augments read what the anchor writes: --alignment, or what the adapter was trained with; without either
+/// identity where the tokenizers are one.
+std::vector<std::shared_ptr<const calm::Aligner>> aligners_of(const Options& o, const TokenizerPointer& anchor,
+                                                              const std::vector<OpenedAugment>& augments);
+
+}  // namespace cli

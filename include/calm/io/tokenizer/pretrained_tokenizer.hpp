@@ -1,0 +1,56 @@
+// The tokenizer of a model as people have it: tokenizer.json in a folder, or the vocabulary in a .gguf file.
+#pragma once
+
+#include <calm/io/gguf.hpp>
+#include <calm/io/tokenizer/gguf_vocabulary.hpp>
+#include <calm/io/tokenizer/tokenizer_json.hpp>
+
+namespace calm::inline CALM_ABI {
+
+/// Throws FormatError where a value is missing, or of another kind.
+inline GgufVocabulary read_gguf_vocabulary(const GgufFile& file) {
+  const GgufMetadata& meta = file.metadata();
+  const auto key = [](const char* name) { return std::string("tokenizer.ggml.") + name; };
+  GgufVocabulary result;
+  result.model = meta.get_string(key("model"));
+  result.pre = meta.get_string_or(key("pre"), "default");
+  for (const std::string_view token : meta.get_strings(key("tokens"))) result.tokens.emplace_back(token);
+  if (meta.contains(key("scores")))
+    for (const double score : meta.get_numbers(key("scores"))) result.scores.push_back(static_cast<float>(score));
+  if (meta.contains(key("token_type")))
+    for (const Index type : meta.get_integers(key("token_type"), 0, 100))
+      result.token_types.push_back(static_cast<std::int32_t>(type));
+  if (meta.contains(key("merges")))
+    for (const std::string_view merge : meta.get_strings(key("merges"))) result.merges.emplace_back(merge);
+  const auto id = [&](const char* name, std::optional<TokenId>& target) {
+    const Index last = static_cast<Index>(result.tokens.size()) - 1;
+    if (meta.contains(key(name))) target = static_cast<TokenId>(meta.get_integer(key(name), 0, last));
+  };
+  id("bos_token_id", result.bos);
+  id("eos_token_id", result.eos);
+  id("unknown_token_id", result.unknown);
+  id("padding_token_id", result.pad);
+  const auto flag = [&](const char* name, std::optional<bool>& target) {
+    if (meta.contains(key(name))) target = meta.get_boolean(key(name));
+  };
+  flag("add_bos_token", result.add_bos);
+  flag("add_eos_token", result.add_eos);
+  flag("add_space_prefix", result.add_space_prefix);
+  result.chat_template = meta.get_string_or("tokenizer.chat_template", "");
+  return result;
+}
+
+/// The tokenizer of a folder or of a .gguf file. Throws IoError or FormatError.
+inline Tokenizer open_tokenizer(const std::filesystem::path& path) {
+  if (std::filesystem::is_directory(path)) return load_tokenizer(path);
+  const GgufFile file(path);
+  return make_tokenizer(read_gguf_vocabulary(file), file.path());
+}
+
+/// Whether a path has a tokenizer at all.
+inline bool has_tokenizer(const std::filesystem::path& path) {
+  if (std::filesystem::is_directory(path)) return std::filesystem::exists(path / "tokenizer.json");
+  return GgufFile(path).metadata().contains("tokenizer.ggml.model");
+}
+
+}  // namespace calm::inline CALM_ABI
