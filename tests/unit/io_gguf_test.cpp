@@ -235,6 +235,16 @@ TEST_CASE("a value that is missing or of another kind is an error that names the
   CHECK(has(error_in([&] { open(builder.bytes()).metadata().get_number("nan"); }), "is not a finite number"));
 }
 
+TEST_CASE("a tensor without rows may claim any number of columns") {
+  constexpr std::uint64_t many = std::uint64_t{1} << 62;
+  GgufBuilder builder;
+  builder.add_tensor("wide", {many, 0}, 0, "");
+  builder.add_tensor("quantised", {many, 0}, 2, "");
+  builder.add_tensor("high", {0, many}, 0, "");
+  const calm::GgufFile file = open(builder.bytes());
+  for (const char* name : {"wide", "quantised", "high"}) CHECK(file.matrix(name).stored_bytes() == 0);
+}
+
 TEST_CASE("a tensor of a type that calm does not read hinders nobody until it is read") {
   const calm::GgufFile file = open(small_file());
   CHECK(file.entry("ternary").type->name == "TQ2_0");

@@ -22,12 +22,12 @@ class StoredMatrix {
   /// where a row is not whole blocks of the type.
   StoredMatrix(std::shared_ptr<const void> owner, const std::byte* data, DType dtype, Index rows, Index cols)
       : owner_(std::move(owner)), data_(data), dtype_(dtype), rows_(rows), cols_(cols),
-        row_bytes_(bytes_of(dtype, cols)), packed_(std::make_shared<PackedForms>()) {}
+        row_bytes_(bytes_of_row(dtype, rows, cols)), packed_(std::make_shared<PackedForms>()) {}
 
   /// Takes a matrix over, as it is or rounded to `dtype`.
   template <class Scalar>
   static StoredMatrix from(const Matrix<Scalar>& m, DType dtype = dtype_of<Scalar>) {
-    auto bytes = std::make_shared<Matrix<std::byte>>(m.rows(), bytes_of(dtype, m.cols()));
+    auto bytes = std::make_shared<Matrix<std::byte>>(m.rows(), bytes_of_row(dtype, m.rows(), m.cols()));
     encode(dtype, m.data(), m.size(), bytes->data());
     const std::byte* data = bytes->data();
     return {std::move(bytes), data, dtype, m.rows(), m.cols()};
@@ -94,6 +94,9 @@ class StoredMatrix {
   }
 
  private:
+  /// Where there are no rows a file may claim any number of columns, also one whose bytes cannot be counted.
+  static Index bytes_of_row(DType dtype, Index rows, Index cols) { return rows == 0 ? 0 : bytes_of(dtype, cols); }
+
   template <class T>
   static constexpr char type_tag = 0;
 
