@@ -136,7 +136,12 @@ struct AttentionTile {
 template <class S>
 using Step = Eigen::Array<S, key_step, 1>;
 template <class S>
-using Lanes [[gnu::vector_size(key_step * sizeof(S)), gnu::aligned(alignof(S)), gnu::may_alias]] = S;
+struct LanesOf {
+  typedef S Type __attribute__((vector_size(key_step * sizeof(S)), aligned(alignof(S)),
+                                may_alias));  // NOLINT(modernize-use-using)
+};
+template <class S>
+using Lanes = typename LanesOf<S>::Type;
 
 /// Columns [column, column + key_step) of a row, with `otherwise` where they are not in `range`.
 template <class S>

@@ -27,8 +27,14 @@ inline constexpr Index vector_bytes = 16;
 inline constexpr Index tile_rows = 6;
 #endif
 
+/// A vector of the machine at any address. A typedef, since clang does not keep the alignment of an alias template.
 template <class S>
-using Vector [[gnu::vector_size(vector_bytes), gnu::aligned(alignof(S)), gnu::may_alias]] = S;
+struct VectorOf {
+  typedef S Type
+      __attribute__((vector_size(vector_bytes), aligned(alignof(S)), may_alias));  // NOLINT(modernize-use-using)
+};
+template <class S>
+using Vector = typename VectorOf<S>::Type;
 
 template <class S>
 inline constexpr Index lanes_of = vector_bytes / static_cast<Index>(sizeof(S));
@@ -122,7 +128,8 @@ void product(Index depth, Strided<S> a, MatrixView<const S> b, MatrixView<S> c, 
 /// target [4, 4] = source^T; rows lie `from` and `to` values apart.
 template <class S>
 void transpose_four(const S* source, Index from, S* target, Index to) {
-  using Four [[gnu::vector_size(4 * sizeof(S)), gnu::aligned(alignof(S)), gnu::may_alias]] = S;
+  typedef S Four
+      __attribute__((vector_size(4 * sizeof(S)), aligned(alignof(S)), may_alias));  // NOLINT(modernize-use-using)
   const auto row = [&](Index i) -> const Four& { return *reinterpret_cast<const Four*>(source + i * from); };
   const Four a = row(0), b = row(1), c = row(2), d = row(3);
   const Four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
