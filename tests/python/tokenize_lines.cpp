@@ -63,8 +63,8 @@ void encode_lines(const calm::Tokenizer& tokenizer, const std::string& path) {
       line += calm::message(line.size() > 2 ? "," : "", '[', id, ',', first, ',', last, ']');
     }
     streamed += stream.finish();
-    line += "],\"" + hexadecimal(tokenizer.decode(ids)) + "\",\"" + hexadecimal(tokenizer.decode(ids, false)) + "\",\"" +
-            hexadecimal(streamed) + "\"]\n";
+    line += "],\"" + hexadecimal(tokenizer.decode(ids)) + "\",\"" + hexadecimal(tokenizer.decode(ids, false)) +
+            "\",\"" + hexadecimal(streamed) + "\"]\n";
     std::cout << line;
   }
   std::cerr << static_cast<long>(bytes / time.count()) << '\n';

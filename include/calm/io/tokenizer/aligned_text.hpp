@@ -30,7 +30,9 @@ class AlignedText {
   /// The range of the raw text that the bytes of `range` stand for.
   ByteRange raw(ByteRange range) const {
     if (range.begin >= range.end) {
-      const std::size_t place = range.begin < size() ? raw_begin(range.begin) : size() > 0 ? raw_end(size() - 1) : base_;
+      const std::size_t place = range.begin < size() ? raw_begin(range.begin)
+                                : size() > 0         ? raw_end(size() - 1)
+                                                     : base_;
       return {place, place};
     }
     return {raw_begin(range.begin), raw_end(range.end - 1)};

@@ -88,7 +88,7 @@ class Bpe {
     };
     struct Candidate {
       const Merge* merge;
-      std::uint32_t symbol;  // the left one
+      std::uint32_t symbol;                           // the left one
       bool operator<(const Candidate& other) const {  // std::push_heap keeps the largest in front
         return merge->rank != other.merge->rank ? merge->rank > other.merge->rank : symbol > other.symbol;
       }
@@ -116,7 +116,8 @@ class Bpe {
   const MergeTable& merges() const { return merges_; }
 
   /// Appends the tokens of a piece, which need not be valid UTF-8.
-  void encode(std::string_view piece, const Vocabulary& vocabulary, Scratch& scratch, std::vector<Token>& tokens) const {
+  void encode(std::string_view piece, const Vocabulary& vocabulary, Scratch& scratch,
+              std::vector<Token>& tokens) const {
     constexpr std::size_t longest_kept = 48, most_kept = 1 << 15;
     if (piece.size() > longest_kept) return encode_anew(piece, vocabulary, scratch, tokens);
     if (const auto seen = scratch.seen_.find(piece); seen != scratch.seen_.end()) {
@@ -154,8 +155,7 @@ class Bpe {
       tokens.push_back({scratch.symbols_[i].id, scratch.symbols_[i].begin, scratch.symbols_[i].end});
   }
 
-  void make_symbols(std::string_view piece, const Vocabulary& vocabulary,
-                    std::vector<Scratch::Symbol>& symbols) const {
+  void make_symbols(std::string_view piece, const Vocabulary& vocabulary, std::vector<Scratch::Symbol>& symbols) const {
     symbols.clear();
     bool after_unknown = false;
     const auto put = [&](TokenId id, std::size_t begin, std::size_t end) {

@@ -46,9 +46,9 @@ inline ChatFamily chat_family_named(std::string_view name) {
 /// The system message that a template itself puts where the messages have none: the ones of SmolLM2 and Qwen 2 and 2.5,
 /// found by their words. Nothing for any other template.
 inline std::optional<ChatMessage> chat_default_system(std::string_view chat_template) {
-  for (const std::string_view words : {"You are a helpful AI assistant named SmolLM, trained by Hugging Face",
-                                       "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
-                                       "You are a helpful assistant."})
+  for (const std::string_view words :
+       {"You are a helpful AI assistant named SmolLM, trained by Hugging Face",
+        "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.", "You are a helpful assistant."})
     if (chat_template.find(words) != std::string_view::npos) return ChatMessage{"system", std::string(words)};
   return {};
 }

@@ -1,8 +1,8 @@
 // The tokenizer that the metadata of a GGUF file describes ("tokenizer.ggml.*"), with the meaning of llama.cpp
 // (src/llama-vocab.cpp): "gpt2" is byte-level BPE with a pre-tokenizer by name, "llama" is SentencePiece's BPE.
 //
-// Not here: the other models (bert, t5, rwkv), and pre-tokenizers that are not listed in gguf_patterns: they are refused
-// by name, since a wrong one gives ids that look right and are not.
+// Not here: the other models (bert, t5, rwkv), and pre-tokenizers that are not listed in gguf_patterns: they are
+// refused by name, since a wrong one gives ids that look right and are not.
 #pragma once
 
 #include <calm/io/tokenizer/tokenizer.hpp>
@@ -42,8 +42,9 @@ inline std::vector<std::string_view> gguf_patterns(std::string_view pre, const s
   if (pre == "qwen2") return {digits_1};
   if (pre == "llama-bpe" || pre == "llama3" || pre == "llama-v3") return {digits_3};
   if (pre == "default") return {R"([\p{P}\$\+<=>\^~\|]+)", gpt2_pattern, R"(\p{N}+)", "[0-9][0-9][0-9]"};
-  throw FormatError(message(where, ": the pre-tokenizer ", in_quotes(pre),
-                            " is not supported; gpt-2, smollm, starcoder, command-r, qwen2, llama-bpe and default are"));
+  throw FormatError(
+      message(where, ": the pre-tokenizer ", in_quotes(pre),
+              " is not supported; gpt-2, smollm, starcoder, command-r, qwen2, llama-bpe and default are"));
 }
 
 class GgufVocabularyReader {
@@ -54,7 +55,8 @@ class GgufVocabularyReader {
     require<FormatError>(file_.model == "gpt2" || file_.model == "llama", where_, ": the tokenizer model ",
                          in_quotes(file_.model), " is not supported; gpt2 and llama are");
     const std::size_t count = file_.tokens.size();
-    require<FormatError>(count > 0 && static_cast<Index>(count) <= Vocabulary::most_ids, where_, ": ", count, " tokens");
+    require<FormatError>(count > 0 && static_cast<Index>(count) <= Vocabulary::most_ids, where_, ": ", count,
+                         " tokens");
     require<FormatError>(file_.token_types.empty() || file_.token_types.size() == count, where_, ": ", count,
                          " tokens and ", file_.token_types.size(), " token types");
     const bool byte_level = file_.model == "gpt2";
@@ -82,8 +84,8 @@ class GgufVocabularyReader {
     require<FormatError>(type >= normal && type <= byte, here, ": the token type ", type, " is not known");
     std::string bytes;
     if (type == control || type == user_defined) {
-      require<FormatError>(token.size() <= 4096, here, ": a ",
-                           type == control ? "control" : "user defined", " token of more than 4096 bytes");
+      require<FormatError>(token.size() <= 4096, here, ": a ", type == control ? "control" : "user defined",
+                           " token of more than 4096 bytes");
       AddedToken added;
       added.id = id;
       added.content = token;
@@ -143,7 +145,8 @@ class GgufVocabularyReader {
   /// Every way to put a token together from two others is a merge, ranked by the token's score.
   void make_merges() {
     const std::size_t count = file_.tokens.size();
-    require<FormatError>(file_.scores.size() == count, where_, ": ", count, " tokens and ", file_.scores.size(), " scores");
+    require<FormatError>(file_.scores.size() == count, where_, ": ", count, " tokens and ", file_.scores.size(),
+                         " scores");
     for (std::size_t i = 0; i < count; ++i)
       require<FormatError>(std::isfinite(file_.scores[i]), where_, ": token ", i, ": its score is not a finite number");
     std::vector<std::size_t> order(count);

@@ -83,8 +83,9 @@ class UnicodeNormalization {
     }
     decompose();
     if (form_.compose) {
-      const auto length = utf8proc_normalize_utf32(decomposed_.data(), static_cast<utf8proc_ssize_t>(decomposed_.size()),
-                                                   static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+      const auto length =
+          utf8proc_normalize_utf32(decomposed_.data(), static_cast<utf8proc_ssize_t>(decomposed_.size()),
+                                   static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
       if (length >= 0) decomposed_.resize(static_cast<std::size_t>(length));
     }
     if (decomposed_ == codes_) {
@@ -99,8 +100,8 @@ class UnicodeNormalization {
 
   // utf8proc's own function for texts orders combining marks in quadratic time.
   void decompose() {
-    const auto options = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE |
-                                                        (form_.compatible ? UTF8PROC_COMPAT : 0));
+    const auto options =
+        static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE | (form_.compatible ? UTF8PROC_COMPAT : 0));
     decomposed_.clear();
     for (const utf8proc_int32_t c : codes_) {
       utf8proc_int32_t parts[32];  // the longest decomposition (U+FDFA) has 18

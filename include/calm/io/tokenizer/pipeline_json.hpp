@@ -58,9 +58,11 @@ inline void read_normalizer(const Json& file, const std::string& file_name, Norm
     else if (type == "NFKD") normalizer.add(UnicodeForm{false, true});
     else if (type == "Lowercase") normalizer.add(Lowercase{});
     else if (type == "Prepend") normalizer.add(PrependContent{get_string(step, "prepend", where)});
-    else if (type == "Replace") normalizer.add(ReplaceMatches{read_pattern(step, where), get_string(step, "content", where)});
+    else if (type == "Replace")
+      normalizer.add(ReplaceMatches{read_pattern(step, where), get_string(step, "content", where)});
     else if (type == "Strip")
-      normalizer.add(StripEnds{get_boolean_or(step, "strip_left", true, where), get_boolean_or(step, "strip_right", true, where)});
+      normalizer.add(
+          StripEnds{get_boolean_or(step, "strip_left", true, where), get_boolean_or(step, "strip_right", true, where)});
     else refuse_type(step, where);
   });
 }
@@ -184,7 +186,8 @@ inline void read_template(const Json& step, const std::string& where, TokenizerP
       after_text = true;
       continue;
     }
-    const std::string& name = get_string(get_object(part, "SpecialToken", where + ": single"), "id", where + ": single");
+    const std::string& name =
+        get_string(get_object(part, "SpecialToken", where + ": single"), "id", where + ": single");
     const std::string here = where + ": special_tokens: " + in_quotes(name);
     for (const Json& id : get_array(get_object(tokens, name, where + ": special_tokens"), "ids", here)) {
       const auto token = static_cast<TokenId>(to_integer(id, here, 0, Vocabulary::most_ids - 1));

@@ -1,8 +1,8 @@
 // Regex: the regular expressions of tokenizer files, run by PCRE2 over UTF-8.
 //
 // The files are written for Oniguruma (syntax of Ruby). Where PCRE2 would read the same text otherwise, the pattern is
-// translated (\s, \S, \w, \W, \b, \B, \uHHHH) or refused (\h, nested classes, &&, {n,m}+, the options m and s), never run with
-// another meaning. What a pattern may cost in one match is limited; beyond that it is an error, not a hang.
+// translated (\s, \S, \w, \W, \b, \B, \uHHHH) or refused (\h, nested classes, &&, {n,m}+, the options m and s), never
+// run with another meaning. What a pattern may cost in one match is limited; beyond that it is an error, not a hang.
 #pragma once
 
 #include <calm/io/json.hpp>
@@ -37,10 +37,10 @@ class Regex {
     pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
     int code = 0;
     PCRE2_SIZE place = 0;
-    code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
-                              PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &code, &place,
-                              context.get()),
-                Free());
+    code_.reset(
+        pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
+                      PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &code, &place, context.get()),
+        Free());
     require<FormatError>(code_ != nullptr, where_, ": the pattern ", in_quotes(pattern_), ": ", reason_of(code));
     pcre2_jit_compile(code_.get(), PCRE2_JIT_COMPLETE);  // without it the interpreter runs: slower, same matches
   }
@@ -104,8 +104,7 @@ class Regex {
       is_first = false;
       last_end = is_empty ? range.begin : range.end;
       place = last_end;
-      if (is_empty)
-        place += place < text.size() ? code_point_at(text.substr(place, 4)).bytes : 1;
+      if (is_empty) place += place < text.size() ? code_point_at(text.substr(place, 4)).bytes : 1;
     }
   }
 
@@ -160,7 +159,8 @@ class Regex {
       const char c = text[i];
       const std::string_view rest = text.substr(i);
       if (c == '\\') {
-        require<FormatError>(i + 1 < text.size(), where_, ": the pattern ", in_quotes(pattern_), " ends in a backslash");
+        require<FormatError>(i + 1 < text.size(), where_, ": the pattern ", in_quotes(pattern_),
+                             " ends in a backslash");
         i += translate_escape(i, in_class, result);
       } else if (in_class) {
         if (c == ']' && i > class_begin) in_class = false;
@@ -214,7 +214,11 @@ class Regex {
       case 'B':
         if (in_class) break;  // a backspace
         result.append("(?:(?<=[").append(word()).append(text[1] == 'b' ? "])(?![" : "])(?=[").append(word());
-        result.append("])|(?<![").append(word()).append(text[1] == 'b' ? "])(?=[" : "])(?![").append(word()).append("]))");
+        result.append("])|(?<![")
+            .append(word())
+            .append(text[1] == 'b' ? "])(?=[" : "])(?![")
+            .append(word())
+            .append("]))");
         return 1;
       case 'u': {
         const std::string_view digits = text.substr(2, 4);
@@ -236,7 +240,8 @@ class Regex {
     }
     // \p{L}, \x{2581} and the like whole, so that their '}' is no end of a quantifier.
     const std::size_t close = text.size() > 2 && text[2] == '{' && text[1] != '{' ? text.find('}') : text.npos;
-    const std::size_t length = close == text.npos || std::string_view("pPxogk").find(text[1]) == text.npos ? 2 : close + 1;
+    const std::size_t length =
+        close == text.npos || std::string_view("pPxogk").find(text[1]) == text.npos ? 2 : close + 1;
     result += text.substr(0, length);
     return length - 1;
   }

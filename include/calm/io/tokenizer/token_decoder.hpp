@@ -39,7 +39,8 @@ inline std::optional<unsigned char> byte_of_token(std::string_view token) {
   if (token.size() != 6 || !token.starts_with("<0x") || token[5] != '>') return {};
   unsigned value = 0;
   for (const char c : token.substr(3, 2)) {
-    const std::size_t digit = std::string_view("0123456789abcdef").find(c >= 'A' && c <= 'F' ? static_cast<char>(c + 32) : c);
+    const std::size_t digit =
+        std::string_view("0123456789abcdef").find(c >= 'A' && c <= 'F' ? static_cast<char>(c + 32) : c);
     if (digit == std::string_view::npos) return {};
     value = 16 * value + static_cast<unsigned>(digit);
   }
@@ -48,9 +49,9 @@ inline std::optional<unsigned char> byte_of_token(std::string_view token) {
 
 struct TokenDecoder {
   std::vector<TokenDecoderStep> steps;
-  bool byte_tokens = false;      // "<0x0A>" is the byte 10
-  std::string separator;         // between two tokens
-  std::string strip_character;   // taken off the beginning of the text, up to strip_left times
+  bool byte_tokens = false;     // "<0x0A>" is the byte 10
+  std::string separator;        // between two tokens
+  std::string strip_character;  // taken off the beginning of the text, up to strip_left times
   Index strip_left = 0;
 
   /// The bytes that a token stands for; `is_first`: at the beginning of a text.

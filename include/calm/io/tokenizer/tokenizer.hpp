@@ -1,8 +1,9 @@
 // Tokenizer: text to token ids with their byte ranges, and back.
 //
 // text -> added tokens are found -> Normalizer -> PreTokenizer -> Bpe -> ids; decode runs TokenDecoder. An object is
-// immutable; what a thread needs to work fast lies in a Tokenizer::Scratch. Read by tokenizer_json.hpp and gguf_vocabulary.hpp.
-// Bytes that are not UTF-8 become byte tokens one run at a time, and so come back from decode unchanged.
+// immutable; what a thread needs to work fast lies in a Tokenizer::Scratch. Read by tokenizer_json.hpp and
+// gguf_vocabulary.hpp. Bytes that are not UTF-8 become byte tokens one run at a time, and so come back from decode
+// unchanged.
 #pragma once
 
 #include <calm/io/tokenizer/added_tokens.hpp>
@@ -159,11 +160,11 @@ class Tokenizer {
       AlignedText part(text.substr(range.begin, range.end - range.begin), base + range.begin);
       part = parts_.normalizer(std::move(part), options.dummy_prefix, scratch.regex);
       if (normalized_matcher_.empty()) return encode_part(std::move(part), options, scratch, result);
-      normalized_matcher_.for_each_part(
-          part.text(), options.parse_special, [&](ByteRange inner, const AddedToken* normalized) {
-            if (normalized != nullptr) put(*normalized, part.raw(inner));
-            else encode_part(part.slice(inner), options, scratch, result);
-          });
+      normalized_matcher_.for_each_part(part.text(), options.parse_special,
+                                        [&](ByteRange inner, const AddedToken* normalized) {
+                                          if (normalized != nullptr) put(*normalized, part.raw(inner));
+                                          else encode_part(part.slice(inner), options, scratch, result);
+                                        });
     });
   }
 
@@ -200,13 +201,14 @@ class Tokenizer {
     const auto text = [&](std::string_view value) { parts += message(value.size(), ':', value, ' '); };
     for (const AddedToken& token : parts_.added) {
       text(token.content);
-      parts += message(token.id, token.special ? 's' : '-', token.normalized ? 'n' : '-',
-                       token.single_word ? 'w' : '-', token.lstrip ? 'l' : '-', token.rstrip ? 'r' : '-', '\n');
+      parts += message(token.id, token.special ? 's' : '-', token.normalized ? 'n' : '-', token.single_word ? 'w' : '-',
+                       token.lstrip ? 'l' : '-', token.rstrip ? 'r' : '-', '\n');
     }
     for (const NormalizerStep& step : parts_.normalizer.steps()) {
       parts += message("normalizer ", step.index(), ' ');
       if (const auto* form = std::get_if<UnicodeForm>(&step)) parts += message(form->compose, form->compatible);
-      if (const auto* replace = std::get_if<ReplaceMatches>(&step)) text(replace->pattern.pattern()), text(replace->content);
+      if (const auto* replace = std::get_if<ReplaceMatches>(&step))
+        text(replace->pattern.pattern()), text(replace->content);
       if (const auto* prepend = std::get_if<PrependContent>(&step)) text(prepend->content);
       if (const auto* strip = std::get_if<StripEnds>(&step)) parts += message(strip->left, strip->right);
     }
@@ -216,8 +218,10 @@ class Tokenizer {
         text(split->pattern.pattern());
         parts += message(static_cast<int>(split->behavior), split->invert);
       }
-      if (const auto* prefix = std::get_if<PrefixPieces>(&step)) text(prefix->prefix), parts += message(prefix->first_only);
-      if (const auto* replace = std::get_if<ReplaceInPieces>(&step)) text(replace->pattern.pattern()), text(replace->content);
+      if (const auto* prefix = std::get_if<PrefixPieces>(&step))
+        text(prefix->prefix), parts += message(prefix->first_only);
+      if (const auto* replace = std::get_if<ReplaceInPieces>(&step))
+        text(replace->pattern.pattern()), text(replace->content);
     }
     for (const TokenId id : parts_.prefix) parts += message("prefix ", id, ' ');
     for (const TokenId id : parts_.suffix) parts += message("suffix ", id, ' ');

@@ -51,14 +51,15 @@ class Vocabulary {
 
   /// Gives `id` its bytes. `is_searchable`: find() knows it. Throws FormatError where the id has bytes already.
   void set(TokenId id, std::string_view bytes, bool is_searchable, const std::string& where) {
-    require<FormatError>(id >= 0 && id < most_ids, where, ": the id ", id, " of ", in_quotes(bytes),
-                         " is not in [0, ", most_ids, ")");
+    require<FormatError>(id >= 0 && id < most_ids, where, ": the id ", id, " of ", in_quotes(bytes), " is not in [0, ",
+                         most_ids, ")");
     const auto place = static_cast<std::size_t>(id);
     if (place >= entries_.size()) entries_.resize(place + 1);
     Entry& entry = entries_[place];
-    require<FormatError>(!entry.is_set, where, ": two tokens have the id ", id, ": ", in_quotes(this->bytes(id)), " and ",
-                         in_quotes(bytes));
-    require<FormatError>(bytes_.size() + bytes.size() < (std::size_t{1} << 30), where, ": more than 2^30 bytes of tokens");
+    require<FormatError>(!entry.is_set, where, ": two tokens have the id ", id, ": ", in_quotes(this->bytes(id)),
+                         " and ", in_quotes(bytes));
+    require<FormatError>(bytes_.size() + bytes.size() < (std::size_t{1} << 30), where,
+                         ": more than 2^30 bytes of tokens");
     entry = {static_cast<std::uint32_t>(bytes_.size()), static_cast<std::uint32_t>(bytes.size()), true, is_searchable};
     bytes_ += bytes;
   }
