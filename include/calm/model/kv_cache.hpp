@@ -10,20 +10,24 @@ namespace calm::inline CALM_ABI {
 template <class Scalar>
 class KvCache {
  public:
-  /// Zeros for `slots` sequences of at most `capacity` tokens in `layers` attentions of `width` values a token.
+  /// Room for `slots` sequences of at most `capacity` tokens in `layers` attentions of `width` values a token.
   KvCache(Index layers, Index slots, Index capacity, Index width)
       : lengths_(static_cast<std::size_t>(slots), 0), capacity_(capacity), width_(width) {
     require<ShapeError>(slots > 0 && capacity > 0, "KvCache: needs at least one slot and one token, found ", slots,
                         " and ", capacity);
+    // Not set before it is written: rows that no token reaches never take a page of memory.
+    const auto room = [&] {
+      return std::make_unique_for_overwrite<Scalar[]>(static_cast<std::size_t>(slots * capacity * width));
+    };
     for (Index i = 0; i < layers; ++i) {
-      keys_.emplace_back(slots * capacity, width);
-      values_.emplace_back(slots * capacity, width);
+      keys_.push_back(room());
+      values_.push_back(room());
     }
   }
 
   KvRows<Scalar> rows(Index layer) {
     const auto i = static_cast<std::size_t>(layer);
-    return {keys_[i].data(), values_[i].data(), capacity_, width_};
+    return {keys_[i].get(), values_[i].get(), capacity_, width_};
   }
 
   Index slots() const { return static_cast<Index>(lengths_.size()); }
@@ -45,7 +49,7 @@ class KvCache {
   void advance(Index slot, Index count) { lengths_.at(static_cast<std::size_t>(slot)) += count; }
 
  private:
-  std::vector<Matrix<Scalar>> keys_, values_;
+  std::vector<std::unique_ptr<Scalar[]>> keys_, values_;
   std::vector<Index> lengths_;
   Index capacity_, width_;
 };
