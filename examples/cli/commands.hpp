@@ -255,10 +255,12 @@ void run_any(Ctx& ctx, const Model& model, const Options& o, const TokenizerPoin
   else evaluate(ctx, model, o, tokenizer);
 }
 
-template <class Anchor, class... Same>
+template <class Anchor>
 void run_composed(Ctx& ctx, const Options& o, std::shared_ptr<const Anchor> anchor, const TokenizerPointer& tokenizer,
-                  const std::vector<OpenedAugment>& augments, std::shared_ptr<const Same>... models) {
-  using Model = calm::ComposedModel<Anchor, Same...>;
+                  const std::vector<OpenedAugment>& augments) {
+  using Model = calm::ComposedModel<Anchor, Augments>;
+  std::vector<std::shared_ptr<const Augment>> models;
+  for (const OpenedAugment& augment : augments) models.push_back(augment.model);
   std::vector<calm::BaseDescription> bases{calm::describe(*anchor, identity_of(tokenizer))};
   for (const OpenedAugment& augment : augments) bases.push_back(augment.description);
   const auto aligners = aligners_of(o, tokenizer, augments);
@@ -266,7 +268,7 @@ void run_composed(Ctx& ctx, const Options& o, std::shared_ptr<const Anchor> anch
     calm::BridgeOptions options = o.preset == "paper" ? calm::preset::paper() : calm::BridgeOptions{};
     options.heads = o.heads;
     options.seed = o.seed;
-    const Model model(anchor, {models...}, links_of(o), options, aligners);
+    const Model model(anchor, models, links_of(o), options, aligners);
     calm::save_adapter(model, o.out, bases);
     const Index parameters = calm::count_parameters(model);
     if (o.json)
@@ -276,7 +278,7 @@ void run_composed(Ctx& ctx, const Options& o, std::shared_ptr<const Anchor> anch
   }
   const calm::AdapterConfig config = calm::read_adapter_config(o.adapter);
   calm::adapter::check_bases(o.adapter, config.bases, bases, o.allow_requantised);
-  Model model(anchor, {models...}, calm::Links(config.links), config.options, aligners);
+  Model model(anchor, models, calm::Links(config.links), config.options, aligners);
   calm::load_adapter_weights(model, o.adapter, config);
   if (o.command == Command::gradients) gradients(ctx, model, o, tokenizer);
   else if (o.command == Command::train) train(ctx, model, o, tokenizer, bases);
@@ -290,10 +292,7 @@ void run_with(Ctx& ctx, const Options& o, const calm::Pretrained& files) {
   if (!o.composed()) return run_any(ctx, *model, o, tokenizer);
   std::vector<OpenedAugment> augments;
   for (const std::string& path : o.augments) augments.push_back(open_augment(path));
-  if (augments.size() == 1) return run_composed(ctx, o, model, tokenizer, augments, augments[0].model);
-  calm::require<calm::ConfigError>(augments.size() == 2, "this program composes one or two augments, found ",
-                                   augments.size());
-  run_composed(ctx, o, model, tokenizer, augments, augments[0].model, augments[1].model);
+  run_composed(ctx, o, model, tokenizer, augments);
 }
 
 }  // namespace cli

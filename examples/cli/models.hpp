@@ -16,6 +16,7 @@ using calm::Index;
 using calm::TokenId;
 using Ctx = calm::Context<calm::CpuBackend>;
 using Augment = calm::AnyAugment<Ctx>;
+using Augments = calm::AnyAugments<Ctx>;
 using TokenizerPointer = std::shared_ptr<const calm::Tokenizer>;
 
 /// nullptr where the model has none.

@@ -188,7 +188,7 @@ TEST_CASE("a bridge computes the formula of the paper") {
   Cpu ctx(1);
   calm::TappedStates<double> tapped({1});
   Llama::States none;
-  MatrixView<double> a_stream = model.augment<0>().embed(ctx, batch);
+  MatrixView<double> a_stream = model.augment<0>().embed(ctx, batch.view());
   model.augment<0>().run(ctx, batch.view(), none, a_stream, 0, 2, nullptr, calm::LayerTap<double>(tapped));
   const auto a = tapped.after(1);
   const Matrix<double> x = stream_of(*make_anchor(), batch);

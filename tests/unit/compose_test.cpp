@@ -1,5 +1,6 @@
 // The promises of a composition, in f32. Gradients and closure, in double: compose_gradient_test.cpp.
 #include <doctest/doctest.h>
+#include <calm/compose/any_augment.hpp>
 #include <support/models.hpp>
 
 #include <optional>
@@ -406,6 +407,27 @@ TEST_CASE("prefill, decoding with caches, batches and training agree") {
         }
       }
     }
+  }
+}
+
+TEST_CASE("augments behind an erased interface give the bits of those whose types are known") {
+  using Erased = calm::ComposedModel<Llama, calm::AnyAugments<Cpu>>;
+  using Augment = calm::AnyAugment<Cpu>;
+  for (const bool uneven : {false, true}) {
+    const Composed typed = make_trained({}, uneven);
+    Erased erased(make_anchor(),
+                  {std::make_shared<const Augment>(make_augment()), std::make_shared<const Augment>(make_plain())},
+                  many_links, {}, aligners(uneven));
+    randomise(erased, 9);
+    Cpu ctx(2);
+    const Batch batch = mixed_batch();
+    CHECK(same_bits(forward_logits(typed, ctx, batch), forward_logits(erased, ctx, batch)));
+    auto one = typed.make_session(ctx, 5, 70);
+    auto other = erased.make_session(ctx, 5, 70);
+    CHECK(same_bits(advance_logits(typed, ctx, one, batch), advance_logits(erased, ctx, other, batch)));
+    CHECK(one.bytes() == other.bytes());
+    CHECK(contains(message_of<calm::ConfigError>([&] { Erased(make_anchor(), {}, many_links); }),
+                   "at least one augment"));
   }
 }
 

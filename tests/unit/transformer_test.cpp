@@ -1,5 +1,6 @@
 #include <doctest/doctest.h>
 #include <calm/backend/reference.hpp>
+#include <calm/model/zoo/zoo.hpp>
 #include <calm/train/gradient_check.hpp>
 #include <support/models.hpp>
 
@@ -91,6 +92,33 @@ TEST_CASE("so they do where the embeddings are the output head too") {
 TEST_CASE("so they do for an architecture of the user's own") {
   TrainablePlain model(tiny_spec(), TestWeights{1});
   check_gradients<calm::CpuBackend>(model);
+}
+
+TEST_CASE("so they do for layer norms, biases, learned positions, parallel blocks, norms elsewhere and windows") {
+  const auto check = [](auto architecture, calm::ModelSpec spec) {
+    using Model = calm::Transformer<decltype(architecture), calm::Trainable, double>;
+    Model model(spec, TestWeights{1});
+    CAPTURE(std::string(decltype(architecture)::model_type));
+    check_gradients<calm::CpuBackend>(model);
+    check_gradients<calm::ReferenceBackend>(model);
+    const Batch batch = random_batch({{9, 0}, {1, 0}}, 7, 3);
+    Cpu ctx(1);
+    const auto expected = forward_logits(model, ctx, batch);
+    auto session = model.make_session(ctx, 2, 9);
+    CHECK(relative_difference(advance_logits(model, ctx, session, batch), expected) < 1e-10);
+  };
+  calm::ModelSpec spec = tiny_spec();
+  check(calm::zoo::Qwen2{}, spec);
+  check(calm::zoo::Olmo2{}, spec);
+  check(calm::zoo::Gpt2{}, spec);
+  spec.rotary_width = 2;
+  check(calm::zoo::GptNeoX{}, spec);
+  spec = tiny_spec();
+  spec.query_scale = 1.5;
+  spec.window = 2;
+  spec.window_rotary_base = 100;
+  spec.windowed = {true, false};
+  check(calm::zoo::Qwen3{}, spec);
 }
 
 TEST_CASE("so they do for LoRA, which trains its additions alone and begins as the model it stands on") {
@@ -186,12 +214,12 @@ TEST_CASE("an observer is offered the stream after each block and may change it"
     return copy_of(x);
   };
   Counting all, twice{{}, 1};
-  const auto plain = run(all, 0, 3, model.embed(ctx, batch));
-  const auto changed = run(twice, 0, 3, model.embed(ctx, batch));
+  const auto plain = run(all, 0, 3, model.embed(ctx, batch.view()));
+  const auto changed = run(twice, 0, 3, model.embed(ctx, batch.view()));
   CHECK(all.seen == std::vector<Index>{0, 1, 2});
   CHECK(relative_difference(changed, plain) > 1e-3);
   Counting lower{{}, 1}, upper;
-  Matrix<double> middle = run(lower, 0, 2, model.embed(ctx, batch));
+  Matrix<double> middle = run(lower, 0, 2, model.embed(ctx, batch.view()));
   CHECK(same_bits(run(upper, 2, 3, middle.view()), changed));
   CHECK(upper.seen == std::vector<Index>{2});
 }
@@ -200,7 +228,7 @@ TEST_CASE("a session may run the lower blocks alone") {
   const Llama<double> model(small_spec(), TestWeights{4});
   Cpu ctx(1);
   Batch batch = random_batch({{6, 0}}, 29, 1);
-  MatrixView<double> x = model.embed(ctx, batch);
+  MatrixView<double> x = model.embed(ctx, batch.view());
   model.run(ctx, batch.view(), {}, x, 0, 2, nullptr, calm::NullObserver{});
   const auto expected = copy_of(x);
   auto session = model.make_session(ctx, 1, 6, {.blocks = 2});

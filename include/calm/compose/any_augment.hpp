@@ -1,13 +1,14 @@
-// AnyAugment: one augment whose type a program learns from a file, behind a narrow erased interface, so that N anchors
+// AnyAugment: an augment whose type a program learns from a file, behind a narrow erased interface, so that N anchors
 // and N augments cost 2 N instantiations of the library and not N x N.
 //
-//   ComposedModel<Transformer<zoo::Llama>, AnyAugment<Ctx>>        // Ctx: the context that runs it
+//   ComposedModel<Transformer<zoo::Llama>, AnyAugments<Ctx>>        // any number; Ctx: the context that runs them
 #pragma once
 
+#include <calm/compose/augment_list.hpp>
 #include <calm/compose/layer_tap.hpp>
-#include <calm/model/decoder.hpp>
 
 #include <memory>
+#include <vector>
 
 namespace calm::inline CALM_ABI {
 
@@ -127,6 +128,52 @@ class AnyAugment {
   };
 
   std::shared_ptr<const Interface> model_;
+};
+
+/// In place of the types of augments: any number of erased ones.
+template <class Ctx, class ScalarType = float>
+struct AnyAugments {
+  using Scalar = ScalarType;
+};
+
+template <class Ctx, class Scalar>
+class AugmentList<AnyAugments<Ctx, Scalar>> {
+ public:
+  using Augment = AnyAugment<Ctx, Scalar>;
+  using Pointers = std::vector<std::shared_ptr<const Augment>>;
+  using States = std::vector<typename Augment::States>;
+  using Sessions = std::vector<typename Augment::Session>;
+  static constexpr std::size_t static_size = 1;  // at least
+
+  AugmentList(Pointers augments) : augments_(std::move(augments)) {  // NOLINT(google-explicit-constructor): a list
+    require<ConfigError>(!augments_.empty(), "a composition needs at least one augment");
+    for (const auto& augment : augments_) require<ConfigError>(augment != nullptr, "an augment is a null pointer");
+  }
+
+  std::size_t size() const { return augments_.size(); }
+
+  template <class Fn>
+  void for_each(Fn&& fn) const {
+    for (std::size_t i = 0; i < augments_.size(); ++i) fn(i, *augments_[i]);
+  }
+  template <class Items, class Fn>
+  void for_each(Items& items, Fn&& fn) const {
+    if constexpr (std::is_same_v<Items, States>) items.resize(augments_.size());  // states begin empty
+    for (std::size_t i = 0; i < augments_.size(); ++i) fn(i, *augments_[i], items[i]);
+  }
+  template <class Fn>
+  Sessions make_sessions(Fn&& fn) const {
+    Sessions sessions;
+    for (std::size_t i = 0; i < augments_.size(); ++i) sessions.push_back(fn(i, *augments_[i]));
+    return sessions;
+  }
+  template <class Items, class Fn>
+  static void visit(Items& items, Fn&& fn) {
+    for (auto& item : items) fn(item);
+  }
+
+ private:
+  Pointers augments_;
 };
 
 }  // namespace calm::inline CALM_ABI

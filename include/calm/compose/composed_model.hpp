@@ -5,10 +5,9 @@
 // it.
 #pragma once
 
+#include <calm/compose/augment_list.hpp>
 #include <calm/compose/link_set.hpp>
 #include <calm/nn/embedding.hpp>
-
-#include <tuple>
 
 namespace calm::inline CALM_ABI {
 
@@ -25,19 +24,20 @@ class ComposedModel {
   using View = MatrixView<Scalar>;
   using ConstView = MatrixView<const Scalar>;
   using HeadCache = typename Anchor::HeadCache;
-  using AugmentPointers = std::tuple<std::shared_ptr<const Augments>...>;
+  using List = AugmentList<Augments...>;
+  using AugmentPointers = typename List::Pointers;
   static constexpr bool trainable = true;
-  static constexpr std::size_t augment_count = sizeof...(Augments);
+  static constexpr std::size_t augment_count = List::static_size;
 
   /// What a pass needs of the frozen models; it depends on no bridge and may be kept for the same batch.
   struct States : AugmentStates<Scalar> {
     typename Anchor::States anchor;
-    std::tuple<typename Augments::States...> inner;
+    typename List::States inner;
     Buffer<Scalar> lower;  // the anchor's stream after the lowest linked block, before its links
 
     std::size_t bytes() const {
       std::size_t total = anchor.bytes() + lower.bytes();
-      std::apply([&](const auto&... states) { ((total += states.bytes()), ...); }, inner);
+      List::visit(inner, [&](const auto& states) { total += states.bytes(); });
       for (const auto& taps : this->tapped)
         for (const auto& stream : taps.streams) total += stream.bytes();
       return total;
@@ -55,14 +55,14 @@ class ComposedModel {
 
     void clear(Index slot) {
       anchor_.clear(slot);
-      std::apply([&](auto&... session) { (session.clear(slot), ...); }, augments_);
+      List::visit(augments_, [&](auto& session) { session.clear(slot); });
       for (auto& cache : links_.augments) cache.clear(slot);
       for (auto& states : alignment_) states.at(static_cast<std::size_t>(slot)).clear();
     }
 
     std::size_t bytes() const {
       std::size_t total = anchor_.bytes();
-      std::apply([&](const auto&... session) { ((total += session.bytes()), ...); }, augments_);
+      List::visit(augments_, [&](const auto& session) { total += session.bytes(); });
       for (const auto& cache : links_.augments) total += cache.bytes();
       return total;
     }
@@ -70,7 +70,7 @@ class ComposedModel {
    private:
     friend ComposedModel;
     typename Anchor::Session anchor_;
-    std::tuple<typename Augments::Session...> augments_;
+    typename List::Sessions augments_;
     LinkCaches<Scalar> links_;
     std::vector<std::vector<AlignmentState>> alignment_;  // [augments][slots]
     std::vector<std::vector<AlignmentState>> next_;       // scratch: the states after the tokens that are being added
@@ -78,7 +78,7 @@ class ComposedModel {
     std::vector<TappedStates<Scalar>> tapped_;            // scratch, one for each augment
     bool enabled_ = true;
 
-    Session(typename Anchor::Session anchor, std::tuple<typename Augments::Session...> augments)
+    Session(typename Anchor::Session anchor, typename List::Sessions augments)
         : anchor_(std::move(anchor)), augments_(std::move(augments)) {}
   };
 
@@ -88,8 +88,8 @@ class ComposedModel {
                 BridgeOptions options = {}, std::vector<std::shared_ptr<const Aligner>> aligners = {})
       : anchor_(std::move(anchor)), augments_(std::move(augments)), aligners_(std::move(aligners)),
         links_(links, checked(anchor_)->spec(), augment_specs(), options) {
-    if (aligners_.empty()) aligners_.assign(augment_count, std::make_shared<IdentityAligner>());
-    require<ConfigError>(aligners_.size() == augment_count, aligners_.size(), " aligners for ", augment_count,
+    if (aligners_.empty()) aligners_.assign(augments_.size(), std::make_shared<IdentityAligner>());
+    require<ConfigError>(aligners_.size() == augments_.size(), aligners_.size(), " aligners for ", augments_.size(),
                          " augments");
   }
 
@@ -98,7 +98,7 @@ class ComposedModel {
   template <std::size_t I>
   const auto& augment() const {
     static_assert(I < augment_count, "there are fewer augments than this index asks for");
-    return *std::get<I>(augments_);
+    return augments_.template get<I>();
   }
   const std::vector<Link>& links() const { return links_.links(); }
   const BridgeOptions& options() const { return links_.options(); }
@@ -112,21 +112,20 @@ class ComposedModel {
   void prepare_augments(auto& ctx, const TokenBatch& batch, States& states) const {
     anchor_->prepare_augments(ctx, batch, states.anchor);
     if (states.tapped.empty()) states.tapped = links_.empty_taps();
-    states.aligned.resize(augment_count);
+    states.aligned.resize(augments_.size());
     if (!states.augments) return;
-    for_each_augment([&]<std::size_t I>(const auto& augment) {
-      AlignedBatch& aligned = states.aligned[I];
+    augments_.for_each(states.inner, [&](std::size_t i, const auto& augment, auto& inner) {
+      AlignedBatch& aligned = states.aligned[i];
       aligned.clear();
       for (Index s = 0; s < batch.sequences(); ++s) {
         AlignmentState start;
-        aligned.append(*aligners_[I], start, ids_of(batch, s), batch.prompt_length(s));
+        aligned.append(*aligners_[i], start, ids_of(batch, s), batch.prompt_length(s));
       }
       const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
       const TokenBatch tokens{aligned.ids, aligned.offsets, aligned.prompt_lengths, {}};
-      auto& inner = std::get<I>(states.inner);
       augment.prepare_augments(ctx, tokens, inner);
       View x = augment.embed(ctx, tokens);
-      augment.run(ctx, tokens, inner, x, 0, states.tapped[I].depth(), nullptr, LayerTap<Scalar>(states.tapped[I]));
+      augment.run(ctx, tokens, inner, x, 0, states.tapped[i].depth(), nullptr, LayerTap<Scalar>(states.tapped[i]));
     });
   }
 
@@ -184,21 +183,19 @@ class ComposedModel {
 
   Session make_session(auto& ctx, Index slots, Index capacity, const SessionOptions& options = {}) const {
     std::vector<TappedStates<Scalar>> taps = links_.empty_taps();
-    Session session(
-        anchor_->make_session(ctx, slots, capacity, SessionOptions{options.blocks}), [&]<std::size_t... I>(
-                                                                                         std::index_sequence<I...>) {
-          return std::tuple<typename Augments::Session...>(
-              std::get<I>(augments_)->make_session(ctx, slots, options.augments ? room(I, capacity) : 1,
-                                                   SessionOptions{taps[I].depth(), options.augments})...);
-        }(std::index_sequence_for<Augments...>{}));
+    Session session(anchor_->make_session(ctx, slots, capacity, SessionOptions{options.blocks}),
+                    augments_.make_sessions([&](std::size_t i, const auto& augment) {
+                      return augment.make_session(ctx, slots, options.augments ? room(i, capacity) : 1,
+                                                  SessionOptions{taps[i].depth(), options.augments});
+                    }));
     session.enabled_ = options.augments;
     if (!options.augments) return session;
     std::vector<Index> rooms;
-    for (std::size_t a = 0; a < augment_count; ++a) rooms.push_back(room(a, capacity));
+    for (std::size_t a = 0; a < augments_.size(); ++a) rooms.push_back(room(a, capacity));
     session.links_ = links_.make_caches(ctx, slots, rooms);
-    session.alignment_.assign(augment_count, std::vector<AlignmentState>(static_cast<std::size_t>(slots)));
-    session.next_.resize(augment_count);
-    session.aligned_.resize(augment_count);
+    session.alignment_.assign(augments_.size(), std::vector<AlignmentState>(static_cast<std::size_t>(slots)));
+    session.next_.resize(augments_.size());
+    session.aligned_.resize(augments_.size());
     session.tapped_ = std::move(taps);
     return session;
   }
@@ -209,10 +206,11 @@ class ComposedModel {
     session.check_room(batch);
     if (!session.enabled_) return anchor_->advance(ctx, session.anchor_, batch, observer);
     check_ids(batch.ids, spec().vocabulary);
-    for_each_augment([&]<std::size_t I>(const auto& augment) { align<I>(augment, session, batch); });
-    const auto plans = ctx.arena.template vector<BridgePlan<Scalar>>(augment_count);
-    for_each_augment(
-        [&]<std::size_t I>(const auto& augment) { plans[I] = advance_augment<I>(ctx, augment, session, batch); });
+    augments_.for_each([&](std::size_t i, const auto& augment) { align(i, augment, session, batch); });
+    const auto plans = ctx.arena.template vector<BridgePlan<Scalar>>(static_cast<Index>(augments_.size()));
+    augments_.for_each(session.augments_, [&](std::size_t i, const auto& augment, auto& augment_session) {
+      plans[i] = advance_augment(ctx, i, augment, augment_session, session, batch);
+    });
     return anchor_->advance(ctx, session.anchor_, batch,
                             CachedLinkWriter<Observer>{links_, session.links_, plans, batch.slots, observer});
   }
@@ -268,20 +266,9 @@ class ComposedModel {
     void after_block_backward(auto&, Index, View) const {}
   };
 
-  template <class Fn>
-  void for_each_augment(Fn&& fn) const {
-    [&]<std::size_t... I>(std::index_sequence<I...>) { (fn.template operator()<I>(*std::get<I>(augments_)), ...); }
-    (std::index_sequence_for<Augments...>{});
-  }
-
   std::vector<ModelSpec> augment_specs() const {
     std::vector<ModelSpec> specs;
-    std::apply(
-        [&](const auto&... augment) {
-          require<ConfigError>(((augment != nullptr) && ...), "an augment is a null pointer");
-          (specs.push_back(augment->spec()), ...);
-        },
-        augments_);
+    augments_.for_each([&](std::size_t, const auto& augment) { specs.push_back(augment.spec()); });
     return specs;
   }
 
@@ -294,32 +281,31 @@ class ComposedModel {
 
   /// The tokens of an augment that the batch brings, into the session's scratch. Throws before anything else has
   /// changed.
-  template <std::size_t I>
-  void align(const auto& augment, Session& session, const TokenBatch& batch) const {
-    AlignedBatch& aligned = session.aligned_[I];
+  void align(std::size_t a, const auto& augment, Session& session, const TokenBatch& batch) const {
+    AlignedBatch& aligned = session.aligned_[a];
     aligned.clear();
-    session.next_[I].clear();
+    session.next_[a].clear();
     for (Index s = 0; s < batch.sequences(); ++s) {
       const auto i = static_cast<std::size_t>(s);
-      AlignmentState next = session.alignment_[I][static_cast<std::size_t>(batch.slots[i])];
-      aligned.append(*aligners_[I], next, ids_of(batch, s), batch.prompt_length(s));
-      session.links_.augments[I].check_room(batch.slots[i], aligned.offsets[i + 1] - aligned.offsets[i]);
-      session.next_[I].push_back(std::move(next));
+      AlignmentState next = session.alignment_[a][static_cast<std::size_t>(batch.slots[i])];
+      aligned.append(*aligners_[a], next, ids_of(batch, s), batch.prompt_length(s));
+      session.links_.augments[a].check_room(batch.slots[i], aligned.offsets[i + 1] - aligned.offsets[i]);
+      session.next_[a].push_back(std::move(next));
     }
     check_ids(aligned.ids, augment.spec().vocabulary);
   }
 
   /// Gives an augment the tokens that align() found, and the link caches the keys and values that follow.
-  template <std::size_t I>
-  BridgePlan<Scalar> advance_augment(auto& ctx, const auto& augment, Session& session, const TokenBatch& batch) const {
-    const AlignedBatch& aligned = session.aligned_[I];
-    KvCache<Scalar>& cache = session.links_.augments[I];
+  BridgePlan<Scalar> advance_augment(auto& ctx, std::size_t a, const auto& augment, auto& augment_session,
+                                     Session& session, const TokenBatch& batch) const {
+    const AlignedBatch& aligned = session.aligned_[a];
+    KvCache<Scalar>& cache = session.links_.augments[a];
     const auto past = ctx.arena.template vector<Index>(batch.sequences());
     const auto positions = ctx.arena.template vector<Index>(batch.tokens());
     for (Index s = 0; s < batch.sequences(); ++s) {
       const auto i = static_cast<std::size_t>(s);
       past[i] = cache.length(batch.slots[i]);
-      const Index before = session.alignment_[I][static_cast<std::size_t>(batch.slots[i])].anchor_tokens;
+      const Index before = session.alignment_[a][static_cast<std::size_t>(batch.slots[i])].anchor_tokens;
       for (Index t = 0; t < batch.length(s); ++t)
         positions[static_cast<std::size_t>(batch.offsets[i] + t)] = before + t;
     }
@@ -327,11 +313,11 @@ class ComposedModel {
     const BridgePlan<Scalar> plan = links_.plan(ctx, batch, aligned, positions);
     if (tokens.tokens() > 0) {
       const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
-      augment.advance(ctx, std::get<I>(session.augments_), tokens, LayerTap<Scalar>(session.tapped_[I]));
-      links_.append(ctx, static_cast<Index>(I), session.links_, plan, session.tapped_[I], batch.slots, past);
+      augment.advance(ctx, augment_session, tokens, LayerTap<Scalar>(session.tapped_[a]));
+      links_.append(ctx, static_cast<Index>(a), session.links_, plan, session.tapped_[a], batch.slots, past);
     }
-    for (std::size_t s = 0; s < session.next_[I].size(); ++s) {
-      session.alignment_[I][static_cast<std::size_t>(batch.slots[s])] = std::move(session.next_[I][s]);
+    for (std::size_t s = 0; s < session.next_[a].size(); ++s) {
+      session.alignment_[a][static_cast<std::size_t>(batch.slots[s])] = std::move(session.next_[a][s]);
       cache.advance(batch.slots[s], aligned.offsets[s + 1] - aligned.offsets[s]);
     }
     return plan;
@@ -343,7 +329,7 @@ class ComposedModel {
   }
 
   std::shared_ptr<const Anchor> anchor_;
-  AugmentPointers augments_;
+  List augments_;
   std::vector<std::shared_ptr<const Aligner>> aligners_;
   LinkSet<Scalar> links_;
 };

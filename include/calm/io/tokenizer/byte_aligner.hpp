@@ -25,7 +25,7 @@ class ByteAligner final : public Aligner {
   }
 
   Index augment_capacity(Index anchor_tokens) const override {
-    return std::min(augment_context_, checked_multiply(anchor_tokens, longest_token, "augment_capacity") + 1);
+    return std::min(augment_context_, anchor_tokens * longest_token + 1);
   }
 
  private:
