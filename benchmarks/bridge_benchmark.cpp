@@ -185,7 +185,7 @@ void forward_pass(benchmark::State& state) {
   calm::TappedStates<float> taps({1, 2});
   for (auto _ : state) {
     ctx.arena.reset();
-    View x = model->embed(ctx, tokens);
+    View x = model->embed(ctx, tokens.batch());
     const Index blocks = model->spec().blocks;
     if constexpr (tapped) model->run(ctx, tokens.batch(), {}, x, 0, blocks, nullptr, calm::LayerTap<float>(taps));
     else model->run(ctx, tokens.batch(), {}, x, 0, blocks, nullptr, calm::NullObserver{});

@@ -271,7 +271,7 @@ def check_smollm2(program, folder, lines, path):
 
 
 def main():
-    program = sys.argv[1] if len(sys.argv) > 1 else Path(os.environ["CALM_BUILD_DIR"]) / "bin" / "tokenize_lines"
+    program = sys.argv[1] if len(sys.argv) > 1 else Path(os.environ["CALM_BUILD_DIR"]) / "tests" / "python" / "tokenize_lines"
     rng = random.Random(7)
     corpus = make_lines(rng, 1500)
     lines = make_lines(rng, LINES)

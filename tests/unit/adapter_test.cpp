@@ -440,13 +440,16 @@ TEST_CASE("a config.json that this architecture does not cover is refused by the
     CHECK(!error.empty());
     CHECK(contains(error, part));
   };
-  refused("\"gpt2\", expected \"llama\"", [](Json& c) { c["model_type"] = "gpt2"; });
-  refused("\"attention_bias\" is true", [](Json& c) { c["attention_bias"] = true; });
-  refused("\"mlp_bias\" is true", [](Json& c) { c["mlp_bias"] = true; });
+  refused("\"qwen3\", expected \"llama\"", [](Json& c) { c["model_type"] = "qwen3"; });
+  refused("\"mamba\" are not known here; these are: llama, ", [](Json& c) { c["model_type"] = "mamba"; });
+  refused("n_embd", [](Json& c) { c["model_type"] = "gpt2"; });
+  refused("\"attention_bias\": biases", [](Json& c) { c["attention_bias"] = true; });
+  refused("\"mlp_bias\": biases", [](Json& c) { c["mlp_bias"] = true; });
   refused("\"gelu\"", [](Json& c) { c["hidden_act"] = "gelu"; });
   refused("\"yarn\"", [](Json& c) { c["rope_scaling"] = {{"rope_type", "yarn"}, {"factor", 4}}; });
-  refused("\"linear\"", [](Json& c) { c["rope_scaling"] = {{"type", "linear"}}; });
-  refused("\"llama3\"", [](Json& c) { c["rope_parameters"] = {{"rope_type", "llama3"}}; });
+  refused("\"factor\" is missing", [](Json& c) { c["rope_scaling"] = {{"type", "linear"}}; });
+  refused("at least 1", [](Json& c) { c["rope_scaling"] = {{"type", "linear"}, {"factor", 0.5}}; });
+  refused("low_freq_factor", [](Json& c) { c["rope_parameters"] = {{"rope_type", "llama3"}, {"factor", 8}}; });
   refused("rope_parameters", [](Json& c) { c["rope_parameters"] = 3; });
   refused("vocab_size", [](Json& c) { c.erase("vocab_size"); });
   refused("num_hidden_layers", [](Json& c) { c["num_hidden_layers"] = 0; });
@@ -454,8 +457,7 @@ TEST_CASE("a config.json that this architecture does not cover is refused by the
   refused("heads", [](Json& c) { c["num_key_value_heads"] = 3; });
   refused("model.layers.0.mlp", [](Json& c) { c["intermediate_size"] = 25; });
   refused("model.layers.2", [](Json& c) { c["num_hidden_layers"] = 3; });
-  refused("tensors", [](Json& c) { c["num_hidden_layers"] = 1; });
-  refused("tensors", [](Json& c) { c["tie_word_embeddings"] = true; });
+  refused("model.layers.1.input_layernorm.weight\" belongs to no weight", [](Json& c) { c["num_hidden_layers"] = 1; });
   write(path, original);
   edit(path, [](Json& c) {  // as transformers 5 writes it
     c.erase("rope_theta");

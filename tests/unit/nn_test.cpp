@@ -302,7 +302,7 @@ TEST_CASE("rotary attention depends on distances alone") {
   const std::vector<calm::VisibleRange> visible = {{0, 1}, {0, 2}, {0, 3}, {0, 4}};
   const auto run = [&](const std::vector<Index>& positions) {
     Matrix<double> y(4, 6);
-    calm::AttentionCoreCache<double> cache;
+    decltype(attention)::Cache cache;
     attention.forward(ctx, {offsets, visible, rotary.angles(ctx, positions), {}, {}}, constant(x), y.view(), cache);
     return y;
   };
