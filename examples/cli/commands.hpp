@@ -94,7 +94,6 @@ inline calm::GenerateOptions generate_options(const Options& o, const calm::Toke
   options.sampler.top_k = o.top_k;
   options.sampler.top_p = o.top_p;
   options.sampler.seed = o.seed;
-  options.stop = o.stop;
   options.at_limit = calm::AtContextLimit::stop;
   return options;
 }
@@ -106,7 +105,8 @@ void generate(Ctx& ctx, const Model& model, const Options& o, const TokenizerPoi
   calm::TokenStream stream(*tokenizer);
   for (const TokenId id : prompts[0]) stream.push(id);  // what follows is no beginning of a text
   calm::GenerateOptions options = generate_options(o, *tokenizer);
-  options.text_of = [&](TokenId id) { return stream.push(id); };
+  options.stop = o.stop;
+  options.text_of = [&](TokenId id) { return id < tokenizer->vocabulary_size() ? stream.push(id) : std::string(); };
   const auto result = calm::generate(ctx, model, std::span(prompts), options, [&](const calm::StreamedToken& token) {
     if (!o.json) std::cout << token.text << std::flush;
   });
@@ -165,8 +165,10 @@ void evaluate(Ctx& ctx, const Model& model, const Options& o, const TokenizerPoi
         calm::TokenStream stream(*tokenizer);
         for (const TokenId id : prompts[i - begin]) stream.push(id);
         std::string answer;
-        for (const TokenId id : answers[i - begin].ids) answer += stream.push(id);
+        for (const TokenId id : answers[i - begin].ids)
+          if (id < tokenizer->vocabulary_size()) answer += stream.push(id);  // models pad their vocabulary
         answer += stream.finish();
+        for (const std::string& stop : o.stop) answer.resize(std::min(answer.size(), answer.find(stop)));
         exact += answer == texts[i].completion ? 1 : 0;
         chrf.add(answer, texts[i].completion);
       }
@@ -206,7 +208,7 @@ void gradients(Ctx& ctx, Model& model, const Options& o, const TokenizerPointer&
 
 template <class Model>
 void train(Ctx& ctx, Model& model, const Options& o, const TokenizerPointer& tokenizer,
-           const std::vector<calm::BaseDescription>& bases) {
+           const std::vector<calm::BaseDescription>& bases, const std::string& alignment) {
   calm::require<calm::ConfigError>(tokenizer != nullptr, o.main_model(), ": has no tokenizer");
   const calm::PackedDataset data(examples_of(o.data, *tokenizer), o.batch_tokens, o.seed);
   std::optional<calm::PackedDataset> valid;
@@ -221,15 +223,18 @@ void train(Ctx& ctx, Model& model, const Options& o, const TokenizerPointer& tok
   std::function<double()> validate;
   if (valid) validate = [&] { return calm::mean_loss(ctx, model, valid->batches()); };
   const Index often = std::max<Index>(1, o.steps / 10);
-  calm::RunOptions run{
-      .folder = std::filesystem::path(o.out) / "checkpoint",
-      .checkpoint_every = often,
-      .validate_every = often,
-      .resume = o.resume,
-      .fingerprint = calm::message("data ", calm::content_hash_of_file(o.data), ", steps ", o.steps, ", lr ",
-                                   o.learning_rate, ", batch ", o.batch_tokens, "x", o.accumulate, ", seed ", o.seed)};
+  calm::RunOptions run{.folder = std::filesystem::path(o.out) / "checkpoint",
+                       .checkpoint_every = often,
+                       .validate_every = often,
+                       .resume = o.resume,
+                       .fingerprint = calm::message(
+                           "data ", calm::content_hash_of_file(o.data), ", valid ",
+                           o.valid.empty() ? std::string("none") : calm::content_hash_of_file(o.valid), ", adapter ",
+                           calm::content_hash_of_file(std::filesystem::path(o.adapter) / "adapter_model.safetensors"),
+                           ", alignment ", alignment, ", steps ", o.steps, ", lr ", o.learning_rate, ", batch ",
+                           o.batch_tokens, "x", o.accumulate, ", seed ", o.seed)};
   const auto start = std::chrono::steady_clock::now();
-  double tokens = 0, loss = 0;
+  double tokens = 0, loss = std::numeric_limits<double>::quiet_NaN();
   calm::run_training<Model>(trainer, std::ref(batches), run, validate, [&](const calm::StepReport& report) {
     tokens += static_cast<double>(report.result.tokens);
     loss = report.result.loss;
@@ -240,10 +245,13 @@ void train(Ctx& ctx, Model& model, const Options& o, const TokenizerPointer& tok
                            std::isnan(validation) ? "" : "  valid " + calm::fixed(validation, 3));
     });
   });
-  calm::save_adapter(model, o.out, bases);
-  nlohmann::json result{{"steps", trainer.step_count()}, {"loss", loss}, {"out", o.out}};
+  calm::save_adapter(model, o.out, bases, alignment);
+  nlohmann::json result{{"steps", trainer.step_count()}, {"out", o.out}};
+  if (!std::isnan(loss)) result["loss"] = loss;
   if (!std::isnan(validation)) result["valid_loss"] = validation;
   if (o.json) std::cout << result << '\n';
+  else if (std::isnan(loss))
+    std::cout << "all " << trainer.step_count() << " steps were done before -> " << o.out << '\n';
   else std::cout << "loss " << loss << " after " << trainer.step_count() << " steps -> " << o.out << '\n';
 }
 
@@ -263,13 +271,13 @@ void run_composed(Ctx& ctx, const Options& o, std::shared_ptr<const Anchor> anch
   for (const OpenedAugment& augment : augments) models.push_back(augment.model);
   std::vector<calm::BaseDescription> bases{calm::describe(*anchor, identity_of(tokenizer))};
   for (const OpenedAugment& augment : augments) bases.push_back(augment.description);
-  const auto aligners = aligners_of(o, tokenizer, augments);
   if (o.command == Command::init) {
     calm::BridgeOptions options = o.preset == "paper" ? calm::preset::paper() : calm::BridgeOptions{};
     options.heads = o.heads;
     options.seed = o.seed;
-    const Model model(anchor, models, links_of(o), options, aligners);
-    calm::save_adapter(model, o.out, bases);
+    const std::string alignment = alignment_of(o, "", tokenizer, augments);
+    const Model model(anchor, models, links_of(o), options, aligners_of(alignment, tokenizer, augments));
+    calm::save_adapter(model, o.out, bases, alignment);
     const Index parameters = calm::count_parameters(model);
     if (o.json)
       std::cout << nlohmann::json{{"links", model.links().size()}, {"parameters", parameters}, {"out", o.out}} << '\n';
@@ -278,10 +286,11 @@ void run_composed(Ctx& ctx, const Options& o, std::shared_ptr<const Anchor> anch
   }
   const calm::AdapterConfig config = calm::read_adapter_config(o.adapter);
   calm::adapter::check_bases(o.adapter, config.bases, bases, o.allow_requantised);
-  Model model(anchor, models, calm::Links(config.links), config.options, aligners);
+  const std::string alignment = alignment_of(o, config.alignment, tokenizer, augments);
+  Model model(anchor, models, calm::Links(config.links), config.options, aligners_of(alignment, tokenizer, augments));
   calm::load_adapter_weights(model, o.adapter, config);
   if (o.command == Command::gradients) gradients(ctx, model, o, tokenizer);
-  else if (o.command == Command::train) train(ctx, model, o, tokenizer, bases);
+  else if (o.command == Command::train) train(ctx, model, o, tokenizer, bases, alignment);
   else run_any(ctx, model, o, tokenizer);
 }
 

@@ -279,6 +279,7 @@ int main(int argc, char** argv) {
       calm::zoo::All::visit(files.model_type(),
                             [&](auto architecture) { run_with<decltype(architecture)>(ctx, o, files); });
     }
+    calm::require<calm::IoError>(std::cout.flush().good(), "the result could not be written to the standard output");
     return 0;
   } catch (const std::exception& error) {
     std::cerr << "calm: " << error.what() << '\n';

@@ -50,12 +50,23 @@ calm::Links links_of(const Options& o) {
   return calm::Links(links);
 }
 
-std::vector<std::shared_ptr<const calm::Aligner>> aligners_of(const Options& o, const TokenizerPointer& anchor,
+std::string alignment_of(const Options& o, const std::string& stored, const TokenizerPointer& anchor,
+                         const std::vector<OpenedAugment>& augments) {
+  calm::require<calm::ConfigError>(stored.empty() || o.alignment.empty() || stored == o.alignment, "--alignment ",
+                                   o.alignment, ": the adapter was made for the alignment ", stored);
+  if (!stored.empty()) return stored;
+  if (!o.alignment.empty()) return o.alignment;
+  bool one = true;
+  for (const OpenedAugment& augment : augments) one = one && identity_of(anchor) == identity_of(augment.tokenizer);
+  return one ? "identity" : "bytes";
+}
+
+std::vector<std::shared_ptr<const calm::Aligner>> aligners_of(const std::string& alignment,
+                                                              const TokenizerPointer& anchor,
                                                               const std::vector<OpenedAugment>& augments) {
   std::vector<std::shared_ptr<const calm::Aligner>> aligners;
   for (const OpenedAugment& augment : augments) {
-    const bool one = identity_of(anchor) == identity_of(augment.tokenizer);
-    if (o.alignment == "identity" || (o.alignment.empty() && one)) {
+    if (alignment == "identity") {
       aligners.push_back(std::make_shared<calm::IdentityAligner>());
       continue;
     }

@@ -56,9 +56,12 @@ inline std::vector<TokenId> ids_of(const Options& o, const TokenizerPointer& tok
 /// Links as --links or --links-count say.
 calm::Links links_of(const Options& o);
 
-/// How the augments read what the anchor writes: --alignment, or what the adapter was trained with; without either
-/// identity where the tokenizers are one.
-std::vector<std::shared_ptr<const calm::Aligner>> aligners_of(const Options& o, const TokenizerPointer& anchor,
+/// How the augments read what the anchor writes: what the adapter was made with (`stored`), which --alignment may not
+/// contradict; without either identity where the tokenizers are one.
+std::string alignment_of(const Options& o, const std::string& stored, const TokenizerPointer& anchor,
+                         const std::vector<OpenedAugment>& augments);
+std::vector<std::shared_ptr<const calm::Aligner>> aligners_of(const std::string& alignment,
+                                                              const TokenizerPointer& anchor,
                                                               const std::vector<OpenedAugment>& augments);
 
 }  // namespace cli

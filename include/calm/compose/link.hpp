@@ -3,6 +3,7 @@
 
 #include <calm/core/error.hpp>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -44,6 +45,10 @@ class Links {
   /// The list for an anchor and its augments, checked. Throws ConfigError that names the link.
   std::vector<Link> resolve(Index anchor_blocks, const std::vector<Index>& augment_blocks) const {
     std::vector<Link> result = list_;
+    for (const Index blocks : augment_blocks)
+      require<ConfigError>(rule_.count <= std::min(blocks, anchor_blocks), "evenly_spaced: ", rule_.count,
+                           " links cannot be spread over ", blocks, " blocks of the augment and ", anchor_blocks,
+                           " of the anchor");
     for (std::size_t a = 0; a < augment_blocks.size(); ++a)
       for (Index k = 0; k < rule_.count; ++k)
         result.push_back({static_cast<Index>(a), links::evenly_spaced_block(k, rule_.count, augment_blocks[a]),

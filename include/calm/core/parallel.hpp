@@ -24,20 +24,18 @@ class ThreadPool {
   explicit ThreadPool(int threads = 0) {
     if (threads <= 0) threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
     workers_.reserve(static_cast<std::size_t>(threads) - 1);
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+    try {
+      for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+    } catch (...) {  // the system gives no more threads: those that run must end before this object does
+      end();
+      throw;
+    }
   }
 
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  ~ThreadPool() {
-    {
-      const std::lock_guard lock(mutex_);
-      stop_ = true;
-    }
-    wake_.notify_all();
-    for (auto& worker : workers_) worker.join();
-  }
+  ~ThreadPool() { end(); }
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
@@ -57,6 +55,15 @@ class ThreadPool {
 
  private:
   using Call = void (*)(const void*, Index, int);
+
+  void end() {
+    {
+      const std::lock_guard lock(mutex_);
+      stop_ = true;
+    }
+    wake_.notify_all();
+    for (auto& worker : workers_) worker.join();
+  }
 
   [[gnu::noinline]] void run(Index count, Call call, const void* function) {
     if (workers_.empty() || count <= 1) {

@@ -13,6 +13,7 @@ struct AdapterConfig {
   BridgeOptions options;
   std::vector<Link> links;
   std::vector<BaseDescription> bases;  // the anchor first, then the augments
+  std::string alignment = {};          // "identity", "bytes", or empty where nobody said
 };
 
 /// The anchor and the augments of a composed model, in this order.
@@ -38,7 +39,7 @@ inline std::string to_json(const AdapterConfig& config) {
                      {"tokenizer", tokenizer},
                      {"content_hash", base.content_hash}});
   }
-  const nlohmann::ordered_json document = {
+  nlohmann::ordered_json document = {
       {"peft_type", "CALM"},
       {"format_version", format_version},
       {"options",
@@ -50,6 +51,7 @@ inline std::string to_json(const AdapterConfig& config) {
       {"links", links},
       {"bases", bases},
   };
+  if (!config.alignment.empty()) document["alignment"] = config.alignment;
   return document.dump(2) + "\n";
 }
 
@@ -90,6 +92,9 @@ inline AdapterConfig read_adapter_config(const std::filesystem::path& folder) {
   config.options.norms = get_boolean(options, "norms", where);
   config.options.rotary = get_boolean(options, "rotary", where);
   config.options.rank = get_integer(options, "rank", where, 0, Index{1} << 31);
+  config.alignment = get_string_or(document, "alignment", "", where);
+  require<FormatError>(config.alignment.empty() || config.alignment == "identity" || config.alignment == "bytes", where,
+                       ": \"alignment\" is ", in_quotes(config.alignment), ", expected \"identity\" or \"bytes\"");
   const std::string gate = get_string(options, "gate", where);
   require<FormatError>(gate == "one" || gate == "tanh", where, ": \"gate\" is ", in_quotes(gate),
                        ", expected \"one\" or \"tanh\"");
@@ -112,18 +117,21 @@ void save_adapter_weights(const Composed& model, const std::filesystem::path& fo
     writer.add(name, parameter.shape(), parameter.value.values(), DType::f32);
   });
   writer.set_metadata("format", "pt");
-  if (std::filesystem::exists(folder / "adapter_config.json"))
+  if (std::filesystem::exists(folder / "adapter_config.json")) {
+    const AdapterConfig stored = read_adapter_config(folder);
     writer.set_metadata("adapter_config",
-                        adapter::mark_of({model.options(), model.links(), read_adapter_config(folder).bases}));
+                        adapter::mark_of({model.options(), model.links(), stored.bases, stored.alignment}));
+  }
   writer.write(folder / "adapter_model.safetensors");
 }
 
 /// Writes the adapter of a composed model over bases that the caller has described.
 template <class Composed>
-void save_adapter(const Composed& model, const std::filesystem::path& folder,
-                  const std::vector<BaseDescription>& bases) {
+void save_adapter(const Composed& model, const std::filesystem::path& folder, const std::vector<BaseDescription>& bases,
+                  const std::string& alignment = "") {
   std::filesystem::create_directories(folder);
-  write_file_atomically(folder / "adapter_config.json", adapter::to_json({model.options(), model.links(), bases}));
+  write_file_atomically(folder / "adapter_config.json",
+                        adapter::to_json({model.options(), model.links(), bases, alignment}));
   save_adapter_weights(model, folder);
 }
 

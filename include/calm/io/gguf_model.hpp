@@ -10,6 +10,7 @@
 #include <calm/io/tensor_place.hpp>
 #include <calm/model/zoo/zoo.hpp>
 
+#include <functional>
 #include <set>
 
 namespace calm::inline CALM_ABI {
@@ -35,6 +36,8 @@ inline RotaryScaling read_scaling(const GgufFile& file, const std::string& prefi
   require<FormatError>(!file.contains("rope_factors_long.weight"), file.path(),
                        ": rotary positions of type \"longrope\" are not known here");
   if (file.contains("rope_freqs.weight")) {
+    require<FormatError>(kind == "none", file.path(), ": has both \"rope_freqs.weight\" and rope.scaling.type ",
+                         in_quotes(kind), "; one was expected");
     scaling.kind = RotaryScaling::Kind::divided;
     const Matrix<double> values = file.matrix("rope_freqs.weight").dense<double>();
     scaling.divisors.assign(values.values().begin(), values.values().end());
@@ -75,7 +78,10 @@ inline ModelConfig read_gguf_config(const GgufFile& file) {
   constexpr Index most = Index{1} << 31;
   const auto size = [&](const char* key) { return meta.get_integer(prefix + key, 1, most); };
   ModelSpec& spec = config.spec;
-  spec.vocabulary = file.entry("token_embd.weight").shape()[0];
+  const std::vector<Index> table = file.entry("token_embd.weight").shape();
+  require<FormatError>(table.size() == 2 && table[0] > 0, file.path(), ": tensor \"token_embd.weight\" has ",
+                       table.size(), " dimensions; expected [vocabulary, width]");
+  spec.vocabulary = table[0];
   spec.width = size("embedding_length");
   spec.hidden = size("feed_forward_length");
   spec.blocks = meta.get_integer(prefix + "block_count", 1, 10000);
@@ -95,6 +101,10 @@ inline ModelConfig read_gguf_config(const GgufFile& file) {
   const Index turning = meta.get_integer_or(prefix + "rope.dimension_count", spec.heads.width, 1, most);
   spec.rotary_width = turning == spec.heads.width ? 0 : turning;
   spec.rotary_scaling = gguf::read_scaling(file, prefix);
+  require<FormatError>(spec.rotary_scaling.kind != RotaryScaling::Kind::divided ||
+                           static_cast<Index>(spec.rotary_scaling.divisors.size()) == turning / 2,
+                       file.path(), ": tensor \"rope_freqs.weight\" holds ", spec.rotary_scaling.divisors.size(),
+                       " values; expected ", turning / 2);
   if (name == "gemma3") gguf::read_gemma3(file, prefix, spec);
   if (name == "phi3") spec.window = meta.get_integer_or(prefix + "attention.sliding_window", 0, 0, most);
   if (name == "gptneox")
@@ -110,11 +120,20 @@ class GgufWeights {
  public:
   GgufWeights(const GgufFile& file, const ModelSpec& spec) : file_(file), spec_(spec) {}
 
-  StoredMatrix operator()(const std::string& name, Index rows, Index cols) const {
+  StoredMatrix operator()(const std::string& name, Index rows, Index cols) {
     TensorPlace place = place_of(name);
+    used_.insert(place.name);
     if constexpr (std::is_same_v<Architecture, zoo::Gemma3>)
       if (name.find("norm") != std::string::npos) place.plus = -1;
     return fetch(file_, place, spec_.heads, rows, cols);
+  }
+
+  /// Throws where the file holds a tensor that no weight came from: a bias that would be left out, for one.
+  void check_all_used() const {
+    for (const GgufEntry& entry : file_.tensors())
+      require<FormatError>(used_.contains(entry.name) || entry.name == "rope_freqs.weight", file_.path(), ": tensor ",
+                           in_quotes(entry.name), " belongs to no weight of a model of type ",
+                           Architecture::model_type);
   }
 
  private:
@@ -170,6 +189,7 @@ class GgufWeights {
 
   const GgufFile& file_;
   const ModelSpec& spec_;
+  std::set<std::string, std::less<>> used_;
 };
 
 }  // namespace calm::inline CALM_ABI

@@ -42,14 +42,13 @@ class Pretrained {
                          in_quotes(config_.model_type), ", expected \"", Architecture::model_type, "\"");
     return std::visit(
         [&](const auto& files) -> std::shared_ptr<const Model> {
-          if constexpr (requires { files->metadata(); }) {
-            return std::make_shared<const Model>(config_.spec, GgufWeights<Architecture>(*files, config_.spec));
-          } else {
-            HuggingFaceWeights<Architecture> source(*files, config_.spec);
+          const auto make = [&](auto source) {
             auto model = std::make_shared<const Model>(config_.spec, source);
             source.check_all_used();
             return model;
-          }
+          };
+          if constexpr (requires { files->metadata(); }) return make(GgufWeights<Architecture>(*files, config_.spec));
+          else return make(HuggingFaceWeights<Architecture>(*files, config_.spec));
         },
         files_);
   }

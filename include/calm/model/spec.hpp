@@ -4,6 +4,9 @@
 
 #include <calm/nn/block.hpp>
 
+#include <cmath>
+#include <vector>
+
 namespace calm::inline CALM_ABI {
 
 struct ModelSpec {
@@ -41,6 +44,15 @@ struct ModelSpec {
     positive(heads.kv_heads, "the number of key-value heads");
     positive(heads.width, "the head width");
     positive(context, "the context");
+    constexpr Index widest_head = 1 << 16;  // tables of this size are made before any weight shows it
+    require<ConfigError>(heads.width <= widest_head, name, ": a head of ", heads.width, " values is too wide");
+    require<ConfigError>(std::isfinite(norm_epsilon) && norm_epsilon >= 0, name,
+                         ": the epsilon of the norms must not be negative, found ", norm_epsilon);
+    for (const double base : {rotary_base, window_rotary_base > 0 ? window_rotary_base : 1.0})
+      require<ConfigError>(std::isfinite(base) && base > 0, name, ": a rotary base must be positive, found ", base);
+    require<ConfigError>(window_rotary_base >= 0, name,
+                         ": the rotary base of windowed blocks must not be negative, found ", window_rotary_base);
+    require<ConfigError>(std::isfinite(query_scale), name, ": the scale of the queries is ", query_scale);
     require<ConfigError>(window >= 0 && (windowed.empty() || static_cast<Index>(windowed.size()) == blocks), name,
                          ": the windowed blocks are given for ", windowed.size(), " of ", blocks, " blocks");
     require<ConfigError>(rotary_width >= 0 && rotary_width <= heads.width, name, ": ", rotary_width,

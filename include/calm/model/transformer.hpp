@@ -72,8 +72,8 @@ class Transformer {
   /// Takes each weight from `source` by its Hugging Face name.
   template <WeightSource Source>
   Transformer(const ModelSpec& spec, Source&& source)
-      : spec_(checked(spec)), rotary_(turning(spec), spec.rotary_base, spec.rotary_scaling),
-        window_rotary_(spec.window_rotary_base > 0 ? Rotary<Scalar>(turning(spec), spec.window_rotary_base) : rotary_),
+      : spec_(checked(spec)), rotary_(rotary_of(spec, spec.rotary_base, spec.rotary_scaling)),
+        window_rotary_(spec.window_rotary_base > 0 ? rotary_of(spec, spec.window_rotary_base, {}) : rotary_),
         embedding_("model.embed_tokens", spec.vocabulary, spec.width, source),
         norm_("model.norm", spec.width, spec.norm_epsilon, source) {
     blocks_.reserve(static_cast<std::size_t>(spec.blocks));
@@ -230,7 +230,10 @@ class Transformer {
 
   const OutputMap& output_map() const { return lm_head_ ? *lm_head_ : embedding_.as_linear(); }
 
-  static Index turning(const ModelSpec& spec) { return spec.rotary_width > 0 ? spec.rotary_width : spec.heads.width; }
+  static Rotary<Scalar> rotary_of(const ModelSpec& spec, double base, const RotaryScaling& scaling) {
+    if constexpr (!Architecture::attention.rotary) return {};
+    else return {spec.rotary_width > 0 ? spec.rotary_width : spec.heads.width, base, scaling};
+  }
 
   double embedding_scale() const { return std::sqrt(static_cast<double>(spec_.width)); }
 

@@ -39,7 +39,7 @@ class ByteAligner final : public Aligner {
     std::vector<Index> ends;  // of each anchor token, in bytes
     TokenStream stream(*anchor_);
     for (const TokenId id : anchor_ids) {
-      text += stream.push(id);
+      if (id < anchor_->vocabulary_size()) text += stream.push(id);  // models pad their vocabulary
       ends.push_back(static_cast<Index>(text.size()));
     }
     text += stream.finish();
@@ -64,7 +64,7 @@ class ByteAligner final : public Aligner {
         ++state.augment_tokens;
       }
     for (const TokenId id : anchor_ids) {
-      if (!anchor_->is_special(id)) state.pending += anchor_->token_bytes(id);
+      if (id < anchor_->vocabulary_size() && !anchor_->is_special(id)) state.pending += anchor_->token_bytes(id);
       const std::size_t held = incomplete_utf8_suffix(state.pending);
       const std::string piece = state.pending.substr(0, state.pending.size() - held);
       state.pending.erase(0, piece.size());
