@@ -180,20 +180,6 @@ void product_abt(Arena<HostMemory>& arena, MatrixView<const S> a, MatrixView<con
   }
 }
 
-/// c = a b, or added to c.
-template <class S>
-void product_ab(Arena<HostMemory>& arena, MatrixView<const S> a, MatrixView<const S> b, MatrixView<S> c, bool add) {
-  const Arena<HostMemory>::Mark mark(arena);
-  product<S>(a.cols, {a.data, a.stride, 1}, b, c, add, arena.allocate<S>(a.cols * panel_columns<S>));
-}
-
-/// c = a^T b, or added to c.
-template <class S>
-void product_atb(Arena<HostMemory>& arena, MatrixView<const S> a, MatrixView<const S> b, MatrixView<S> c, bool add) {
-  const Arena<HostMemory>::Mark mark(arena);
-  product<S>(a.rows, {a.data, 1, a.stride}, b, c, add, arena.allocate<S>(a.rows * panel_columns<S>));
-}
-
 /// Rows and panels of a tile, from the sizes alone: few rows (decoding) are cut into narrower tiles.
 inline constexpr Index rows_of_tile = 128;
 inline Index panels_of_tile(Index rows) { return rows >= 32 ? 4 : 2; }
