@@ -40,22 +40,6 @@ std::shared_ptr<const Model> random_model(const Sizes& sizes, calm::Index vocabu
   return std::make_shared<const Model>(spec, calm::RandomWeights{.seed = seed});
 }
 
-/// "0:1>2,0:2>3": augment, tapped block, written block.
-std::vector<calm::Link> read_links(const std::string& text) {
-  std::vector<calm::Link> links;
-  std::istringstream stream(text);
-  for (std::string part; std::getline(stream, part, ',');) {
-    std::istringstream numbers(part);
-    calm::Link link;
-    char colon = 0, arrow = 0;
-    numbers >> link.augment >> colon >> link.tap >> arrow >> link.write;
-    calm::require<calm::ConfigError>(numbers && numbers.eof() && colon == ':' && arrow == '>', "--links: '", part,
-                                     "' does not read as augment:tap>write");
-    links.push_back(link);
-  }
-  return links;
-}
-
 /// Sequences of 20 to 48 tokens with prompts of 6 to 16, as long as those of the key-value task.
 std::vector<Batch> random_batches(calm::Index count, calm::Index sequences, calm::Index vocabulary,
                                   std::uint64_t seed) {
@@ -150,7 +134,7 @@ int main(int argc, char** argv) try {
 
   calm::Context<calm::CpuBackend> ctx(threads);
   auto model =
-      calm::compose(random_model(anchor, vocabulary, seed), read_links(links),
+      calm::compose(random_model(anchor, vocabulary, seed), calm::parse_links(links, "--links"),
                     {.heads = heads, .rotary = true, .seed = seed}, random_model(augment, vocabulary, seed + 1));
   calm::Trainer trainer(ctx, model, calm::CosineSchedule{.peak = 1e-4, .warmup = 0, .final_fraction = 1},
                         {.beta1 = 0.9, .beta2 = 0.98, .weight_decay = 0.01, .clip_norm = 1});

@@ -36,18 +36,7 @@ std::vector<TokenId> parse_ids(const std::string& text) {
 
 calm::Links links_of(const Options& o) {
   if (o.links.empty()) return calm::links::evenly_spaced(o.links_count);
-  std::vector<calm::Link> links;
-  std::istringstream stream(o.links);
-  for (std::string part; std::getline(stream, part, ',');) {
-    std::istringstream numbers(part);
-    calm::Link link;
-    char colon = 0, arrow = 0;
-    numbers >> link.augment >> colon >> link.tap >> arrow >> link.write;
-    calm::require<calm::ConfigError>(numbers && numbers.peek() == EOF && colon == ':' && arrow == '>', "--links: '",
-                                     part, "' does not read as augment:tap>write, such as 0:3>7");
-    links.push_back(link);
-  }
-  return calm::Links(links);
+  return calm::Links(calm::parse_links(o.links, "--links"));
 }
 
 std::string alignment_of(const Options& o, const std::string& stored, const TokenizerPointer& anchor,

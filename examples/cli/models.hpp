@@ -21,8 +21,8 @@ using TokenizerPointer = std::shared_ptr<const calm::Tokenizer>;
 
 /// nullptr where the model has none.
 inline TokenizerPointer find_tokenizer(const std::string& path) {
-  if (!calm::has_tokenizer(path)) return nullptr;
-  return std::make_shared<const calm::Tokenizer>(calm::open_tokenizer(path));
+  auto tokenizer = calm::find_tokenizer(path);
+  return tokenizer ? std::make_shared<const calm::Tokenizer>(std::move(*tokenizer)) : nullptr;
 }
 
 inline std::string identity_of(const TokenizerPointer& tokenizer) { return tokenizer ? tokenizer->identity() : ""; }

@@ -4,6 +4,8 @@
 #include <calm/core/error.hpp>
 
 #include <algorithm>
+#include <cstdio>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -20,6 +22,23 @@ struct Link {
 
 /// As the command line writes it: augment:tap>write.
 inline std::string to_string(const Link& link) { return message(link.augment, ":", link.tap, ">", link.write); }
+
+/// The inverse of to_string, for lists of links that are separated by commas: "0:3>7,0:7>14". Throws ConfigError that
+/// names the part; `what` says where the text was given.
+inline std::vector<Link> parse_links(const std::string& text, const std::string& what) {
+  std::vector<Link> links;
+  std::istringstream stream(text);
+  for (std::string part; std::getline(stream, part, ',');) {
+    std::istringstream numbers(part);
+    Link link;
+    char colon = 0, arrow = 0;
+    numbers >> link.augment >> colon >> link.tap >> arrow >> link.write;
+    require<ConfigError>(numbers && numbers.peek() == EOF && colon == ':' && arrow == '>', what, ": '", part,
+                         "' does not read as augment:tap>write, such as 0:3>7");
+    links.push_back(link);
+  }
+  return links;
+}
 
 namespace links {
 

@@ -47,10 +47,15 @@ inline Tokenizer open_tokenizer(const std::filesystem::path& path) {
   return make_tokenizer(read_gguf_vocabulary(file), file.path());
 }
 
-/// Whether a path has a tokenizer at all.
-inline bool has_tokenizer(const std::filesystem::path& path) {
-  if (std::filesystem::is_directory(path)) return std::filesystem::exists(path / "tokenizer.json");
-  return GgufFile(path).metadata().contains("tokenizer.ggml.model");
+/// The same, or nothing where the folder or file has no tokenizer.
+inline std::optional<Tokenizer> find_tokenizer(const std::filesystem::path& path) {
+  if (std::filesystem::is_directory(path)) {
+    if (!std::filesystem::exists(path / "tokenizer.json")) return std::nullopt;
+    return load_tokenizer(path);
+  }
+  const GgufFile file(path);
+  if (!file.metadata().contains("tokenizer.ggml.model")) return std::nullopt;
+  return make_tokenizer(read_gguf_vocabulary(file), file.path());
 }
 
 }  // namespace calm::inline CALM_ABI
