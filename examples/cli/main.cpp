@@ -93,7 +93,7 @@ struct CommandLine {
   }
   void init() {
     auto* sub = command("init", Command::init, "fresh bridges between an anchor and its augments",
-                        "calm init --anchor B --augment A --links 0:3>7,0:7>14 --out adapter");
+                        "calm init --anchor B --augment A --links '0:3>7,0:7>14' --out adapter");
     composition(sub, false);
     auto* links = sub->add_option("--links", o.links, "augment:tap block>write block, counted from 0");
     sub->add_option("--links-count", o.links_count, "evenly spaced links for each augment")
