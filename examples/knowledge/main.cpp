@@ -1,0 +1,302 @@
+// Knowledge that a frozen language model gets without being touched: a small specialist learns a directory by heart,
+// and bridges that see a fifth of it let the anchor answer from all of it. README.md says what comes out.
+#include "rows.hpp"
+
+#include <calm/io/adapter.hpp>
+#include <calm/io/pretrained.hpp>
+
+#include <sys/resource.h>
+#include <CLI/CLI.hpp>
+
+#include <iostream>
+
+using namespace knowledge;
+namespace fs = std::filesystem;
+
+namespace {
+
+struct Options {
+  fs::path anchor = "models/SmolLM2-135M-Instruct.Q4_1.gguf", out = "results/knowledge",
+           names = "/usr/share/iso-codes/json", facts;
+  std::string tokenizer = "anchor", links = "0:2>22,0:3>26,0:3>29";
+  bool quick = false, full = false;
+  Index entities = 0, epochs = 0, variants = 0, changes = 500, threads = 0;
+  std::uint64_t seed = 1;
+};
+
+Options parse_arguments(int argc, char** argv) {
+  Options o;
+  CLI::App app{
+      "Knowledge: a frozen language model answers from a small specialist.\n\n"
+      "  knowledge                              a directory of 5,000 entities: the main rows\n"
+      "  knowledge --quick                      of 1,500 entities\n"
+      "  knowledge --full                       all rows\n"
+      "  knowledge --tokenizer bytes            a specialist that reads bytes\n"
+      "  knowledge --facts facts.jsonl          facts of your own: {\"prompt\": ..., \"completion\": ...} a line\n"};
+  app.add_option("--anchor", o.anchor, "a Llama: folder or .gguf file; see examples/fetch_models.sh")
+      ->capture_default_str();
+  app.add_option("--out", o.out, "folder for the specialist, the adapter and the table")->capture_default_str();
+  app.add_option("--names", o.names, "folder of iso-codes")->capture_default_str();
+  app.add_option("--facts", o.facts, "learn these facts instead of the directory, and write specialist and adapter");
+  app.add_option("--tokenizer", o.tokenizer, "of the specialist: the anchor's, or bytes")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"anchor", "bytes"}));
+  app.add_option("--links", o.links, "augment:tap block>write block")->capture_default_str();
+  app.add_flag("--quick", o.quick, "fewer entities, lessons and questions");
+  app.add_flag("--full", o.full, "all rows");
+  app.add_option("--entities", o.entities, "in the directory; 0: 5,000, 1,500 with --quick");
+  app.add_option("--epochs", o.epochs, "lessons about each fact; 0: 30");
+  app.add_option("--variants", o.variants, "questions about each seen fact for the bridges; 0: 3, 8 with --quick");
+  app.add_option("--changes", o.changes, "entities whose facts change for the swap")->capture_default_str();
+  app.add_option("--seed", o.seed, "of the directory, the specialist, the bridges and the questions")
+      ->capture_default_str();
+  app.add_option("--threads", o.threads, "0: one a core; results do not depend on it")->capture_default_str();
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    const int status = app.exit(error);
+    std::exit(status == 0 ? 0 : 2);
+  }
+  if (o.entities == 0) o.entities = o.quick ? 1500 : 5000;
+  if (o.epochs == 0) o.epochs = 30;
+  if (o.variants == 0) o.variants = o.quick ? 8 : 3;
+  return o;
+}
+
+Anchor open_anchor(const fs::path& path) {
+  calm::require<calm::IoError>(fs::exists(path), path.string(),
+                               ": there is no such model; examples/fetch_models.sh gets one");
+  return {calm::Pretrained(path).open_as<Base>(), std::make_shared<const calm::Tokenizer>(calm::open_tokenizer(path))};
+}
+
+/// The tokenizer of the specialist; one of its own is written into the specialist's folder.
+Specialist without_model(const Options& o, const Anchor& anchor, const fs::path& folder) {
+  if (o.tokenizer == "anchor") return {nullptr, anchor.tokenizer, false};
+  write_byte_tokenizer(folder);
+  return {nullptr, std::make_shared<const calm::Tokenizer>(calm::open_tokenizer(folder)), true};
+}
+
+TrainingCost train_bridges(Ctx& ctx, Composed& model, const std::string& name, const Anchor& anchor,
+                           std::span<const TextExample> questions, const BridgePlan& plan) {
+  const calm::PackedDataset data(examples_of(*anchor.tokenizer, questions, true), plan.batch_tokens, plan.seed);
+  calm::DatasetBatches<Composed> batches(data, 1, std::size_t{2} << 30);
+  const Index steps = plan.epochs * data.size();
+  return train<Composed>(ctx, model, name,
+                         {.peak = plan.learning_rate, .warmup = std::min<Index>(20, steps / 5), .steps = steps}, {},
+                         std::ref(batches));
+}
+
+void save_bridges(const Options& o, const Composed& model, const Anchor& anchor, const Specialist& specialist) {
+  const std::string own = specialist.own_tokenizer ? specialist.tokenizer->identity() : "";
+  calm::save_adapter(
+      model, o.out / "adapter",
+      {calm::describe(*anchor.model, anchor.tokenizer->identity()), calm::describe(*specialist.model, own)},
+      specialist.own_tokenizer ? "bytes" : "identity");
+}
+
+BridgePlan bridge_plan(const Options& o) {
+  return {
+      .links = calm::parse_links(o.links, "--links"), .variants = o.variants, .learning_rate = 2e-3, .seed = o.seed};
+}
+
+std::string how_to_ask(const Options& o, const std::string& prompt) {
+  return "Ask it:\n  calm generate --anchor " + o.anchor.string() + " --augment " + (o.out / "specialist").string() +
+         " --adapter " + (o.out / "adapter").string() + " --prompt '" + prompt + "'\n";
+}
+
+/// Facts of the user's own. All of them teach the specialist; a fifth, at least a thousand, the bridges.
+void learn_facts(const Options& o) {
+  Ctx ctx(static_cast<int>(o.threads));
+  const Anchor anchor = open_anchor(o.anchor);
+  std::vector<TextExample> facts = calm::read_text_examples(o.facts);
+  for (TextExample& fact : facts)
+    if (!fact.completion.starts_with(' ') && !fact.prompt.ends_with('\n')) fact.completion.insert(0, " ");
+  const std::vector<std::string> words = words_of(*anchor.tokenizer);
+  Specialist specialist = without_model(o, anchor, o.out / "specialist");
+  const Curriculum curriculum{static_cast<Index>(facts.size()),
+                              [&](Index i, double, calm::Random& random) {
+                                TextExample fact = facts[static_cast<std::size_t>(i)];
+                                if (random.below(3) == 0)
+                                  for (Index n = random.below(10); n >= 0; --n)
+                                    fact.prompt.insert(0, any_of(words, random) + (n == 0 ? "\n" : " "));
+                                return example_of(*specialist.tokenizer, fact);
+                              },
+                              {}};
+  const SpecialistPlan plan{.epochs = std::max<Index>(o.epochs, 60000 / static_cast<Index>(facts.size())),
+                            .seed = o.seed};
+  TrainingCost cost;
+  specialist.model =
+      teach(ctx, "specialist", fresh_specialist(anchor, *specialist.tokenizer, specialist.own_tokenizer, plan),
+            specialist.own_tokenizer, curriculum, plan, cost);
+  calm::save_model(*specialist.model, o.out / "specialist");
+  std::vector<TextExample> questions;
+  calm::Random random(o.seed, calm::stream_of("bridges"));
+  std::vector<TextExample> order = facts;
+  shuffle(order, random);
+  order.resize(std::min(order.size(), std::max<std::size_t>(1000, order.size() / 5)));
+  for (Index i = 0; i < std::max<Index>(4000, o.variants * static_cast<Index>(order.size())); ++i) {
+    questions.push_back(order[static_cast<std::size_t>(i) % order.size()]);
+    if (random.below(5) == 0)
+      questions.push_back(in_context(any_of(words, random) + " " + any_of(words, random), any_of(attributes, random),
+                                     any_of(trained_phrasings, random), random));
+  }
+  const BridgePlan bridges = bridge_plan(o);
+  Composed model = compose(anchor, specialist, bridges);
+  train_bridges(ctx, model, "bridges", anchor, questions, bridges);
+  save_bridges(o, model, anchor, specialist);
+  const auto score = [&](std::span<const TextExample> some) {
+    const auto examples = examples_of(*anchor.tokenizer, some.first(std::min<std::size_t>(200, some.size())), true);
+    const auto right = calm::greedy_matches(ctx, model, std::span<const calm::Example>(examples));
+    return calm::fixed(
+        100.0 * static_cast<double>(std::count(right.begin(), right.end(), true)) / static_cast<double>(right.size()),
+        1);
+  };
+  std::cout << facts.size() << " facts; right, of up to 200: " << score(facts) << " percent\n"
+            << how_to_ask(o, facts[0].prompt);
+}
+
+void run_experiment(const Options& o) {
+  const auto start = std::chrono::steady_clock::now();
+  Ctx ctx(static_cast<int>(o.threads));
+  const Anchor anchor = open_anchor(o.anchor);
+  const std::vector<std::string> names = iso_names(o.names);
+  const Directory directory(names, o.entities, o.seed);
+  const auto columns =
+      columns_of(directory, {.items = o.quick ? 100 : 200, .derived_items = o.quick ? 20 : 50, .seed = o.seed});
+  const std::string english = english_text(o.quick ? 3000 : 6000);
+  const Surroundings around(directory, words_of(*anchor.tokenizer));
+  std::vector<Row> rows;
+  const auto save = [&] {
+    const calm::Table table = table_of(columns, rows);
+    calm::write_file_atomically(o.out / "table.txt", table.text());
+    calm::write_file_atomically(o.out / "table.csv", table.csv());
+    calm::write_file_atomically(o.out / "table.md", table.markdown());
+  };
+  const auto add = [&](const std::string& name, const auto& model, bool look_up, const TrainingCost& cost) {
+    rows.push_back(
+        {name, answers_of(ctx, model, *anchor.tokenizer, columns, look_up, name),
+         look_up ? std::numeric_limits<double>::quiet_NaN() : nats_per_byte(ctx, model, *anchor.tokenizer, english),
+         cost});
+    save();
+  };
+  fs::create_directories(o.out);
+
+  SpecialistPlan plan{.epochs = o.epochs, .seed = o.seed};
+  Specialist specialist = without_model(o, anchor, o.out / "specialist");
+  const SpecialistStart fresh = fresh_specialist(anchor, *specialist.tokenizer, specialist.own_tokenizer, plan);
+  const auto taught = [&](const std::string& name, const SpecialistStart& from, const Curriculum& curriculum,
+                          const SpecialistPlan& how, TrainingCost& cost) {
+    return teach(ctx, name, from, specialist.own_tokenizer, curriculum, how, cost);
+  };
+  const auto specialist_row = [&](const std::string& name, const BasePointer& model, const TrainingCost& cost) {
+    const std::span direct_columns = std::span(columns).first(5);
+    if (specialist.own_tokenizer) {
+      rows.push_back(
+          {name, answers_of(ctx, *model, *specialist.tokenizer, direct_columns, false, name), std::nan(""), cost});
+    } else {  // among the tokens that answers are made of, as it was taught
+      std::set<TokenId> tokens;
+      for (const Entity& e : directory.entities)
+        for (const Attribute a : attributes)
+          for (const TokenId id : encode(*specialist.tokenizer, " " + e.value(a), false)) tokens.insert(id);
+      const Student student(Student::Model(model->spec(), calm::weights_of(*model)), {tokens.begin(), tokens.end()});
+      rows.push_back({name,
+                      answers_of(ctx, student, *specialist.tokenizer, direct_columns, false, name,
+                                 [&](calm::Example e) { return student.with_candidates(std::move(e)); }),
+                      std::nan(""), cost});
+    }
+    save();
+  };
+
+  TrainingCost cost;
+  specialist.model = taught("specialist", fresh, curriculum_of(directory, around, specialist.tokenizer), plan, cost);
+  calm::save_model(*specialist.model, o.out / "specialist");
+  specialist_row("Specialist", specialist.model, cost);
+
+  const std::vector<TextExample> questions = bridge_questions(directory, o.variants, o.seed);
+  const BridgePlan bridges = bridge_plan(o);
+  Composed model = compose(anchor, specialist, bridges);
+  cost = train_bridges(ctx, model, "bridges", anchor, questions, bridges);
+  save_bridges(o, model, anchor, specialist);
+  add("Composed", model, false, cost);
+  add("Anchor", *anchor.model, false, {});
+  add("Anchor, the fact looked up and put into the prompt", *anchor.model, true, {});
+
+  {  // the specialist is taught changed facts; the bridges stay as they are
+    const Directory changed = directory.with_changes(std::min(o.changes, o.entities / 5), o.seed);
+    Curriculum again = curriculum_of(changed, around, specialist.tokenizer);
+    const Index first = changed.seen * 2, count = std::min(o.changes, o.entities / 5) * 2;
+    for (Index i = first; i < first + count; ++i) again.changed.push_back(i);
+    const auto lesson = again.lesson;
+    again.lesson = [lesson](Index fact, double, calm::Random& random) { return lesson(fact, 0.8, random); };
+    SpecialistPlan short_plan = plan;
+    short_plan.growing = 0;
+    short_plan.epochs = std::max<Index>(1, count * 60 / again.facts);
+    short_plan.learning_rate = plan.learning_rate / 2;
+    Specialist swapped = specialist;
+    swapped.model = taught("changed facts", {fresh.spec, calm::weights_of(*specialist.model)}, again, short_plan, cost);
+    Composed with_swapped = compose(anchor, swapped, bridges);
+    calm::load_adapter_weights(with_swapped, o.out / "adapter", calm::read_adapter_config(o.out / "adapter"));
+    const auto score = [&](const std::string& name, std::span<const Entity> entities) {
+      std::vector<Column> some{{name, {}, {}}};
+      calm::Random random(o.seed, calm::stream_of(name));
+      for (Index i = 0; i < (o.quick ? 100 : 200); ++i)
+        some[0].questions.push_back(direct(any_of(entities, random), attributes[static_cast<std::size_t>(i) % 2],
+                                           any_of(trained_phrasings, random)));
+      const auto right = answers_of(ctx, with_swapped, *anchor.tokenizer, some, false, name)[0];
+      return calm::fixed(
+          100.0 * static_cast<double>(std::count(right.begin(), right.end(), true)) / static_cast<double>(right.size()),
+          1);
+    };
+    const auto unseen = changed.unseen_entities();
+    const auto half = static_cast<std::size_t>(count / 2);
+    const std::string text = calm::message(
+        "Swap: the specialist was taught ", count / 2, " entities with changed facts in ", calm::fixed(cost.seconds, 0),
+        " seconds; the bridges stayed. Right, percent: changed ", score("changed facts", unseen.first(half)),
+        ", unchanged ", score("unchanged facts", unseen.subspan(half)), ".\n");
+    calm::write_file_atomically(o.out / "swap.txt", text);
+    std::cout << text;
+  }
+
+  {
+    Specialist random = specialist;
+    random.model = std::make_shared<const Base>(fresh.spec, [&](const std::string& name, Index rows_, Index cols) {
+      return name == embedding_name ? fresh.weights(name, rows_, cols)
+                                    : calm::RandomWeights{o.seed + 77}(name, rows_, cols);
+    });
+    Composed with_random = compose(anchor, random, bridges);
+    cost = train_bridges(ctx, with_random, "random augment", anchor, questions, bridges);
+    add("Composed with a random augment", with_random, false, cost);
+  }
+  if (o.full) {
+    const Directory elsewhere(names, o.entities, o.seed + 1);
+    const Surroundings around_other(elsewhere, words_of(*anchor.tokenizer));
+    Specialist other = specialist;
+    other.model = taught("specialist of another directory", fresh,
+                         curriculum_of(elsewhere, around_other, specialist.tokenizer), plan, cost);
+    Composed with_other = compose(anchor, other, bridges);
+    cost = train_bridges(ctx, with_other, "another directory", anchor, questions, bridges);
+    add("Composed with a specialist of another directory", with_other, false, cost);
+  }
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  std::cout << "\nA directory of " << o.entities << " entities; the bridges saw " << directory.seen
+            << ". Percent right [95 % interval], greedy.\n\n"
+            << table_of(columns, rows).text() << "\n"
+            << calm::fixed(seconds_since(start) / 60, 1) << " minutes, at most " << usage.ru_maxrss / 1024 << " MB. In "
+            << o.out.string() << ": table.txt, table.csv, table.md, swap.txt, specialist/, adapter/\n"
+            << how_to_ask(o, asked("What is the number of " + directory.entities.back().name + "?"));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const Options options = parse_arguments(argc, argv);
+  try {
+    if (options.facts.empty()) run_experiment(options);
+    else learn_facts(options);
+    return 0;
+  } catch (const std::exception& error) {
+    std::cerr << "knowledge: " << error.what() << '\n';
+    return 1;
+  }
+}

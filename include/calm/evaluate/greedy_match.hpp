@@ -1,0 +1,53 @@
+// greedy_matches: whether greedy decoding would write a completion, token for token, from one pass over the text.
+//
+// Greedy decoding writes the completion exactly if at each of its positions, given what stands before, the most likely
+// token is the next one. So nothing needs to be generated; the end token counts where the example has it.
+#pragma once
+
+#include <calm/train/trainer.hpp>
+
+namespace calm::inline CALM_ABI {
+
+/// One entry for each example. `batch_tokens`: about so many tokens are run at a time. Tokens that an example does not
+/// score need not match.
+template <class Model>
+std::vector<bool> greedy_matches(auto& ctx, const Model& model, std::span<const Example> examples,
+                                 Index batch_tokens = 2048) {
+  using Scalar = typename Model::Scalar;
+  using ConstView = MatrixView<const Scalar>;
+  std::vector<bool> matches;
+  for (std::size_t begin = 0; begin < examples.size();) {
+    PackedBatch batch;
+    std::vector<std::size_t> counts;  // scored rows of each example
+    for (Index tokens = 0;
+         begin < examples.size() && (tokens == 0 || tokens + examples[begin].tokens() <= batch_tokens); ++begin) {
+      const std::size_t before = batch.rows().size();
+      batch.add(examples[begin]);
+      counts.push_back(batch.rows().size() - before);
+      tokens += examples[begin].tokens();
+    }
+    ctx.arena.reset();
+    typename Model::States states;
+    model.prepare(ctx, batch.tokens(), states);
+    const MatrixView<Scalar> x = model.forward(ctx, batch.tokens(), states, nullptr);
+    const auto count = static_cast<Index>(batch.rows().size());
+    const auto rows = ctx.arena.template matrix<Scalar>(count, x.cols);
+    const auto logits = ctx.arena.template matrix<Scalar>(count, model.spec().vocabulary);
+    typename Model::HeadCache head;
+    ctx.backend.gather_rows(ConstView(x), batch.rows(), rows);
+    model.head(ctx, ConstView(rows), logits, head);
+    Index row = 0;
+    for (const std::size_t scored : counts) {
+      bool all = true;
+      for (std::size_t i = 0; i < scored; ++i, ++row) {
+        const Scalar* values = logits.row(row);
+        all = all &&
+              std::max_element(values, values + logits.cols) - values == batch.targets()[static_cast<std::size_t>(row)];
+      }
+      matches.push_back(all);
+    }
+  }
+  return matches;
+}
+
+}  // namespace calm::inline CALM_ABI
