@@ -304,4 +304,21 @@ void run_with(Ctx& ctx, const Options& o, const calm::Pretrained& files) {
   run_composed(ctx, o, model, tokenizer, augments);
 }
 
+template <class Architecture>
+OpenedAugment open_augment_as(const calm::Pretrained& files, TokenizerPointer tokenizer) {
+  const auto model = files.open_as<calm::Transformer<Architecture>>();
+  return {std::make_shared<const Augment>(model), calm::describe(*model, identity_of(tokenizer)), std::move(tokenizer)};
+}
+
+template <class Architecture>
+StoredWeights stored_weights_of(const calm::Pretrained& files) {
+  StoredWeights found;
+  calm::for_each_weight(*files.open_as<calm::Transformer<Architecture>>(), [&](const std::string&, const auto& weight) {
+    found.parameters += weight.size();
+    found.bytes += weight.stored_bytes();
+    found.types[std::string(calm::name_of(weight.dtype()))] += weight.size();
+  });
+  return found;
+}
+
 }  // namespace cli

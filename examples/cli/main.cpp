@@ -235,20 +235,12 @@ void inspect(const Options& o) {
                                 {"context", spec.context},
                                 {"window", spec.window},
                                 {"tied_embeddings", spec.tied_embeddings}};
-  std::map<std::string, Index> types;
-  Index parameters = 0, bytes = 0;
-  files.visit([&](auto model) {
-    calm::for_each_weight(*model, [&](const std::string&, const auto& weight) {
-      parameters += weight.size();
-      bytes += weight.stored_bytes();
-      types[std::string(calm::name_of(weight.dtype()))] += weight.size();
-    });
-    return 0;
-  });
-  result["parameters"] = parameters;
-  result["stored_types"] = types;
-  result["stored_bytes"] = bytes;
-  result["packed_bytes"] = 4 * parameters;  // f32, made when a weight is first multiplied
+  const StoredWeights weights = calm::zoo::All::visit(
+      files.model_type(), [&](auto architecture) { return stored_weights_of<decltype(architecture)>(files); });
+  result["parameters"] = weights.parameters;
+  result["stored_types"] = weights.types;
+  result["stored_bytes"] = weights.bytes;
+  result["packed_bytes"] = 4 * weights.parameters;  // f32, made when a weight is first multiplied
   result["cache_bytes_a_token"] = 2 * spec.blocks * spec.heads.kv_heads * spec.heads.width * Index{sizeof(float)};
   if (const TokenizerPointer tokenizer = find_tokenizer(o.model)) result["tokenizer"] = tokenizer->identity();
   print(o, result);

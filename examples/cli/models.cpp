@@ -1,19 +1,16 @@
 #include "models.hpp"
 
+#include <calm/model/zoo/zoo.hpp>
+
 #include <sstream>
 
 namespace cli {
 
 OpenedAugment open_augment(const std::string& path) {
   const calm::Pretrained files(path);
-  OpenedAugment opened;
-  opened.tokenizer = find_tokenizer(path);
-  files.visit([&](auto model) {
-    opened.model = std::make_shared<const Augment>(model);
-    opened.description = calm::describe(*model, identity_of(opened.tokenizer));
-    return 0;
+  return calm::zoo::All::visit(files.model_type(), [&](auto architecture) {
+    return open_augment_as<decltype(architecture)>(files, find_tokenizer(path));
   });
-  return opened;
 }
 
 std::vector<TokenId> parse_ids(const std::string& text) {

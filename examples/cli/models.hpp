@@ -10,6 +10,8 @@
 #include <calm/io/tokenizer/byte_aligner.hpp>
 #include <calm/io/tokenizer/pretrained_tokenizer.hpp>
 
+#include <map>
+
 namespace cli {
 
 using calm::Index;
@@ -33,12 +35,25 @@ struct OpenedAugment {
   TokenizerPointer tokenizer;
 };
 
-/// Of any architecture; compiled once for all anchors.
+/// Of any architecture.
 OpenedAugment open_augment(const std::string& path);
 
-/// Runs the command with an anchor, or a single model, of this architecture; compiled once for each.
+/// What `calm inspect` says of a model's weights.
+struct StoredWeights {
+  Index parameters = 0, bytes = 0;
+  std::map<std::string, Index> types;  // how many values are stored as each type
+};
+
+// Compiled once for each architecture, in files of their own (architecture.cpp.in); nothing else of the program
+// instantiates a model.
+
+/// Runs the command with an anchor, or a single model, of this architecture.
 template <class Architecture>
 void run_with(Ctx& ctx, const Options& options, const calm::Pretrained& files);
+template <class Architecture>
+OpenedAugment open_augment_as(const calm::Pretrained& files, TokenizerPointer tokenizer);
+template <class Architecture>
+StoredWeights stored_weights_of(const calm::Pretrained& files);
 
 /// "1,2,3" as ids.
 std::vector<TokenId> parse_ids(const std::string& text);

@@ -51,6 +51,43 @@ std::string adapter(const calm::BridgeOptions& options) {
   return slurp(folder.path() / "adapter_config.json") + '\0' + slurp(folder.path() / "adapter_model.safetensors");
 }
 
+/// Byte-level BPE with an added token, a template and a normaliser.
+constexpr const char* byte_level = R"({"added_tokens":[{"id":4,"content":"<s>","special":true,"lstrip":true}],
+"normalizer":{"type":"NFC"},"pre_tokenizer":{"type":"Sequence","pretokenizers":[
+{"type":"Digits","individual_digits":true},
+{"type":"Split","pattern":{"Regex":"\\s+|\\w+"},"behavior":"Isolated","invert":false},
+{"type":"ByteLevel","add_prefix_space":false,"use_regex":true}]},
+"post_processor":{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<s>","type_id":0}},
+{"Sequence":{"id":"A","type_id":0}}],"special_tokens":{"<s>":{"id":"<s>","ids":[4],"tokens":["<s>"]}}},
+"decoder":{"type":"ByteLevel"},"model":{"type":"BPE","ignore_merges":false,
+"vocab":{"l":0,"o":1,"lo":2,"\u0120":3,"\u0120lo":5},"merges":["l o",["\u0120","lo"]]}})";
+
+/// Pieces with bytes for what is unknown, as Llama 2 and Gemma have them.
+constexpr const char* pieces = R"({"added_tokens":[{"id":0,"content":"<unk>","special":true}],
+"normalizer":{"type":"Sequence","normalizers":[{"type":"Prepend","prepend":"\u2581"},
+{"type":"Replace","pattern":{"String":" "},"content":"\u2581"}]},
+"pre_tokenizer":{"type":"Metaspace","replacement":"\u2581","prepend_scheme":"first","split":true},
+"decoder":{"type":"Sequence","decoders":[{"type":"Replace","pattern":{"String":"\u2581"},"content":" "},
+{"type":"ByteFallback"},{"type":"Fuse"},{"type":"Strip","content":" ","start":1,"stop":0}]},
+"model":{"type":"BPE","unk_token":"<unk>","fuse_unk":true,"byte_fallback":true,
+"vocab":{"<unk>":0,"<0xC3>":1,"a":2,"b":3,"ab":4},"merges":["a b"]}})";
+
+std::string vocabulary(const char* model) {
+  GgufBuilder builder;
+  const bool is_pieces = std::string_view(model) == "llama";
+  builder.set_string("tokenizer.ggml.model", model);
+  builder.set_strings("tokenizer.ggml.tokens", {"<unk>", is_pieces ? "<0xC3>" : "l", "o", is_pieces ? "oo" : "lo"});
+  builder.set_numbers<std::int32_t>("tokenizer.ggml.token_type", calm::GgufType::i32, {3, is_pieces ? 6 : 1, 1, 1});
+  builder.set_integer("tokenizer.ggml.bos_token_id", 0);
+  if (is_pieces) {
+    builder.set_numbers<float>("tokenizer.ggml.scores", calm::GgufType::f32, {0, 0, -2, -1});
+  } else {
+    builder.set_string("tokenizer.ggml.pre", "smollm");
+    builder.set_strings("tokenizer.ggml.merges", {"l o"});
+  }
+  return builder.bytes();
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -70,6 +107,10 @@ int main(int argc, char** argv) {
   write("json", "config", calm::config_json(fuzz::anchor()->spec(), "llama", "LlamaForCausalLM", calm::DType::f32));
   write("json", "values", R"({"a":[1,-2,3.5e6,true,false,null,"\u00e9\n\""],"b":{"c":{}}})");
   write("json", "rope", R"({"model_type":"llama","rope_scaling":{"rope_type":"default","rope_theta":1e4}})");
+  write("tokenizer", "byte_level", byte_level);
+  write("tokenizer", "pieces", pieces);
+  write("tokenizer", "gguf_gpt2", vocabulary("gpt2"));
+  write("tokenizer", "gguf_llama", vocabulary("llama"));
   write("adapter", "default", adapter({}));
   write("adapter", "low_rank", adapter({.rank = 2}));
   return 0;

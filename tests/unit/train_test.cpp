@@ -488,6 +488,44 @@ TEST_CASE("a checkpoint that was cut off or tampered with is a typed error") {
   CHECK(contains(message_of<calm::FormatError>([&] { run(data, options); }), "no checkpoint"));
 }
 
+TEST_CASE("a checkpoint that was cut off or damaged leaves the trainer as it was") {
+  const PackedDataset data(random_examples(20, 1), 24, 3);
+  const Folder folder;
+  run(data, {.folder = folder.path});
+  const auto path = folder.path / "last.safetensors";
+  const std::string bytes = read(path);
+  Cpu ctx(1);
+  Composed model = make_model();
+  Trainer trainer(ctx, model, calm::CosineSchedule{.steps = 9});
+  const Matrix<float> weights = weights_in(model);
+  const auto check_untouched = [&] {
+    CHECK_THROWS_AS(calm::load_checkpoint(trainer, path, ""), calm::FormatError);
+    CHECK(trainer.step_count() == 0);
+    CHECK(same_bits(weights_in(model), weights));
+    for (const auto* moment : {&trainer.optimizer().first_moment(), &trainer.optimizer().second_moment()})
+      CHECK(std::all_of(moment->values().begin(), moment->values().end(), [](float x) { return x == 0; }));
+  };
+  // Of every name that is read one after the other, the last as well as the first.
+  for (const std::string name : {"links.0.q_proj.weight", "links.1.o_proj.weight", "optimizer.first_moment",
+                                 "optimizer.second_moment", "best_validation_loss"}) {
+    CAPTURE(name);
+    const std::size_t place = bytes.find('"' + name + '"');
+    REQUIRE(place != std::string::npos);
+    write(path, std::string(bytes).replace(place + 1, 1, "X"));
+    check_untouched();
+  }
+  std::uint64_t header = 0;
+  std::memcpy(&header, bytes.data(), sizeof(header));
+  for (std::size_t size = 0; size < bytes.size(); size += size < header + 64 ? 1 : 499) {
+    CAPTURE(size);
+    write(path, bytes.substr(0, size));
+    check_untouched();
+  }
+  write(path, bytes);
+  calm::load_checkpoint(trainer, path, "");
+  CHECK(trainer.step_count() == 9);
+}
+
 TEST_CASE("a loss or gradient that is no number stops the step by name and leaves the weights") {
   const PackedBatch batch(random_examples(6, 4));
   const std::string projection = "links.0.projection.weight";

@@ -286,6 +286,7 @@ TEST_CASE("offsets and slots that do not fit the tokens are refused") {
   CHECK(contains(run({0, 2, 1, 3}, {0, 1, 0}), "offset 2"));
   CHECK(contains(run({0, 3}, {}), "slot"));
   CHECK(contains(run({0, 3}, {0, 1}), "2 slots for 1"));
+  CHECK(contains(run({0, 1, 3}, {1, 1}), "the sequences 0 and 1 both continue slot 1"));
   CHECK(contains(run({0, 3}, {2}), "slot 2 of a session with 2"));
   CHECK(contains(run({0, 3}, {-1}), "slot -1"));
   CHECK(run({0, 3}, {1}).empty());

@@ -22,7 +22,8 @@ TensorPlace place_of(Architecture, const std::string& name, const ModelSpec&) {
 inline TensorPlace place_of(zoo::Phi3, const std::string& name, const ModelSpec& spec) {
   const auto at = block_weight(name);
   if (!at) return {.name = name};
-  const auto [module, kind] = split_kind(at->rest);
+  const auto split = split_kind(at->rest);  // clang 14 lets no lambda capture a structured binding
+  const std::string &module = split.first, &kind = split.second;
   const std::string block = message("model.layers.", at->block, ".");
   const Index q = spec.heads.query_heads * spec.heads.width, kv = spec.heads.kv_heads * spec.heads.width;
   const auto attention = [&](Index first) {
@@ -48,7 +49,8 @@ inline TensorPlace place_of(zoo::Gpt2, const std::string& name, const ModelSpec&
     if (name.starts_with("model.norm")) return {.name = "transformer.ln_f" + split_kind(name).second};
     return {.name = name};
   }
-  const auto [module, kind] = split_kind(at->rest);
+  const auto split = split_kind(at->rest);  // clang 14 lets no lambda capture a structured binding
+  const std::string &module = split.first, &kind = split.second;
   const std::string block = message("transformer.h.", at->block, ".");
   const bool matrix = kind == ".weight";
   const auto attention = [&](Index part) {
@@ -72,7 +74,8 @@ inline TensorPlace place_of(zoo::GptNeoX, const std::string& name, const ModelSp
     if (name == "lm_head.weight") return {.name = "embed_out.weight"};
     return {.name = "gpt_neox.final_layer_norm" + split_kind(name).second};
   }
-  const auto [module, kind] = split_kind(at->rest);
+  const auto split = split_kind(at->rest);  // clang 14 lets no lambda capture a structured binding
+  const std::string &module = split.first, &kind = split.second;
   const std::string block = message("gpt_neox.layers.", at->block, ".");
   const auto attention = [&](Index part) {
     return TensorPlace{.name = block + "attention.query_key_value" + kind, .part = part};

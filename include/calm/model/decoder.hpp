@@ -26,7 +26,7 @@ struct TokenBatch {
     return prompt_lengths.empty() ? 0 : prompt_lengths[static_cast<std::size_t>(s)];
   }
 
-  /// Throws ShapeError where the offsets do not cut the ids into sequences.
+  /// Throws ShapeError where the offsets do not cut the ids into sequences, or two of these continue the same slot.
   void check() const {
     require<ShapeError>(!offsets.empty() && offsets.front() == 0 && offsets.back() == tokens(),
                         "TokenBatch: the offsets must begin with 0 and end with the number of tokens, ", tokens());
@@ -37,6 +37,10 @@ struct TokenBatch {
                         "TokenBatch: ", prompt_lengths.size(), " prompt lengths for ", sequences(), " sequences");
     require<ShapeError>(slots.empty() || static_cast<Index>(slots.size()) == sequences(), "TokenBatch: ", slots.size(),
                         " slots for ", sequences(), " sequences");
+    for (std::size_t s = 1; s < slots.size(); ++s)  // few, and without a set, which would allocate at every token
+      for (std::size_t before = 0; before < s; ++before)
+        require<ShapeError>(slots[before] != slots[s], "TokenBatch: the sequences ", before, " and ", s,
+                            " both continue slot ", slots[s]);
   }
 };
 

@@ -8,6 +8,7 @@
 #include <calm/io/safetensors.hpp>
 #include <calm/train/trainer.hpp>
 
+#include <algorithm>
 #include <charconv>
 #include <filesystem>
 #include <functional>
@@ -53,7 +54,8 @@ void save_checkpoint(Trainer<Model, Ctx>& trainer, const std::filesystem::path& 
   writer.write(path);
 }
 
-/// Restores a trainer and returns the best validation loss so far. Throws FormatError where the file is of another run.
+/// Restores a trainer and returns the best validation loss so far. Throws FormatError where the file is of another run
+/// or damaged, and then leaves the trainer as it was.
 template <class Model, class Ctx>
 double load_checkpoint(Trainer<Model, Ctx>& trainer, const std::filesystem::path& path,
                        const std::string& fingerprint) {
@@ -72,14 +74,22 @@ double load_checkpoint(Trainer<Model, Ctx>& trainer, const std::filesystem::path
   const auto [end, error] = std::from_chars(step_text.data(), step_text.data() + step_text.size(), step);
   require<FormatError>(error == std::errc{} && end == step_text.data() + step_text.size() && step >= 0, path.string(),
                        ": \"step\" in the metadata is ", in_quotes(step_text), ", expected a count of steps");
+  const double best = file.matrix("best_validation_loss", 1, 1).dense<double>()(0, 0);
+  using Scalar = typename Model::Scalar;
+  const auto read = [&](const std::string& name, Index rows, Index cols) {
+    return file.matrix(name, rows, cols).dense<Scalar>();
+  };
+  auto& optimizer = trainer.optimizer();
+  Matrix<Scalar> first = read("optimizer.first_moment", 1, optimizer.first_moment().cols());
+  Matrix<Scalar> second = read("optimizer.second_moment", 1, optimizer.second_moment().cols());
+  for_each_parameter(trainer.model(), [&](const std::string& name, auto& parameter) {
+    file.matrix(name, parameter.value.rows(), parameter.value.cols());  // throws where it is not there as it must be
+  });
   load_parameters(trainer.model(), file);
-  for (auto* moment : {&trainer.optimizer().first_moment(), &trainer.optimizer().second_moment()}) {
-    const std::string name =
-        moment == &trainer.optimizer().first_moment() ? "optimizer.first_moment" : "optimizer.second_moment";
-    file.matrix(name, 1, moment->cols()).read_rows(0, 1, moment->data());
-  }
+  std::copy_n(first.data(), first.size(), optimizer.first_moment().data());
+  std::copy_n(second.data(), second.size(), optimizer.second_moment().data());
   trainer.resume_at(step);
-  return file.matrix("best_validation_loss", 1, 1).dense<double>()(0, 0);
+  return best;
 }
 
 /// What a training loop does beside its steps. Paths are files in `folder`: last.safetensors and best.safetensors.
