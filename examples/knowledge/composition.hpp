@@ -5,6 +5,7 @@
 
 #include <calm/compose/composed_model.hpp>
 #include <calm/evaluate/greedy_match.hpp>
+#include <calm/generate/generate.hpp>
 #include <calm/io/tokenizer/byte_aligner.hpp>
 
 namespace knowledge {
@@ -32,8 +33,9 @@ inline Composed compose(const Anchor& anchor, const Specialist& specialist, cons
           std::move(aligners)};
 }
 
-/// Questions about the seen entities, and about names that are in no directory whose answer stands in the text: there
-/// the bridges learn to leave the anchor alone.
+/// Questions about the seen entities, one in eight in a form of its own; and about names that are in no directory,
+/// whose answer stands in the text: there the bridges learn to leave the anchor alone. Codes with hyphens and questions
+/// about their first letter are left for the evaluation.
 inline std::vector<TextExample> bridge_questions(const Directory& directory, Index variants, std::uint64_t seed) {
   std::vector<TextExample> questions;
   calm::Random random(seed, calm::stream_of("bridges"));
@@ -44,8 +46,47 @@ inline std::vector<TextExample> bridge_questions(const Directory& directory, Ind
         if (random.below(5) == 0)
           questions.push_back(
               in_context(any_of(directory.training_strangers(), random), a, any_of(trained_phrasings, random), random));
+        if (a == Attribute::code && random.below(4) == 0)
+          questions.push_back(derived(e, random.below(2) == 0 ? Skill::capitals : Skill::json, true, random));
       }
   return questions;
+}
+
+/// Text that the anchor writes by itself, from questions and beginnings of any kind. The bridges learn from it to leave
+/// such text as it is; nobody's data is needed for that.
+inline std::vector<calm::Example> own_words(Ctx& ctx, const Anchor& anchor, const std::vector<std::string>& words,
+                                            Index count, std::uint64_t seed) {
+  static constexpr std::array beginnings{
+      "The ",          "In this article, we discuss ", "Once upon a time, ", "A short guide to ",
+      "The terms of ", "It is important that "};
+  static constexpr std::array questions{"What is the meaning of the word {n}?", "Tell me about {n}.",
+                                        "Write a sentence with the word {n}.",  "How many letters does {n} have?",
+                                        "Does {n} begin with a vowel?",         "Why do people talk about {n}?"};
+  calm::Random random(seed, calm::stream_of("own words"));
+  std::vector<std::vector<TokenId>> prompts;
+  for (Index i = 0; i < count; ++i) {
+    const std::string& word = any_of(words, random);
+    std::string text(any_of(questions, random));
+    if (i % 2 == 0) text = any_of(beginnings, random) + word;
+    else text = asked(text.replace(text.find("{n}"), 3, word));
+    prompts.push_back(encode(*anchor.tokenizer, text, true));
+  }
+  calm::GenerateOptions options;
+  options.max_new_tokens = 64;
+  options.sampler = {.temperature = 1, .top_k = 100, .seed = seed};
+  options.batch = 64;
+  options.end_token = anchor.tokenizer->eos().value_or(-1);
+  calm::Progress progress("the anchor's own words", count);
+  std::vector<calm::Example> examples;
+  for (std::size_t first = 0; first < prompts.size(); first += 64) {
+    const std::size_t some = std::min<std::size_t>(64, prompts.size() - first);
+    options.sampler.seed = seed + first;
+    const auto texts = calm::generate(ctx, *anchor.model, std::span(prompts).subspan(first, some), options);
+    for (std::size_t i = 0; i < some; ++i)
+      if (!texts[i].ids.empty()) examples.push_back({prompts[first + i], texts[i].ids});
+    progress.update(static_cast<Index>(first + some));
+  }
+  return examples;
 }
 
 inline std::vector<calm::Example> examples_of(const calm::Tokenizer& tokenizer, std::span<const TextExample> texts,

@@ -18,9 +18,10 @@ namespace {
 struct Options {
   fs::path anchor = "models/SmolLM2-135M-Instruct.Q4_1.gguf", out = "results/knowledge",
            names = "/usr/share/iso-codes/json", facts;
+  SpecialistPlan specialist;
   std::string tokenizer = "anchor", links = "0:2>22,0:3>26,0:3>29";
   bool quick = false, full = false;
-  Index entities = 0, epochs = 0, variants = 0, changes = 500, threads = 0;
+  Index entities = 0, variants = 0, items = 0, changes = 500, threads = 0;
   std::uint64_t seed = 1;
 };
 
@@ -28,8 +29,8 @@ Options parse_arguments(int argc, char** argv) {
   Options o;
   CLI::App app{
       "Knowledge: a frozen language model answers from a small specialist.\n\n"
-      "  knowledge                              a directory of 5,000 entities: the main rows\n"
-      "  knowledge --quick                      of 1,500 entities\n"
+      "  knowledge                              a directory of 2,000 entities: the main rows\n"
+      "  knowledge --quick                      of 800 entities\n"
       "  knowledge --full                       all rows\n"
       "  knowledge --tokenizer bytes            a specialist that reads bytes\n"
       "  knowledge --facts facts.jsonl          facts of your own: {\"prompt\": ..., \"completion\": ...} a line\n"};
@@ -44,10 +45,14 @@ Options parse_arguments(int argc, char** argv) {
   app.add_option("--links", o.links, "augment:tap block>write block")->capture_default_str();
   app.add_flag("--quick", o.quick, "fewer entities, lessons and questions");
   app.add_flag("--full", o.full, "all rows");
-  app.add_option("--entities", o.entities, "in the directory; 0: 5,000, 1,500 with --quick");
-  app.add_option("--epochs", o.epochs, "lessons about each fact; 0: 30");
-  app.add_option("--variants", o.variants, "questions about each seen fact for the bridges; 0: 3, 8 with --quick");
+  app.add_option("--entities", o.entities, "in the directory; 0: 2,000, 800 with --quick");
+  app.add_option("--epochs", o.specialist.epochs, "lessons about each fact")->capture_default_str();
+  app.add_option("--width", o.specialist.width, "of the specialist")->capture_default_str();
+  app.add_option("--hidden", o.specialist.hidden, "of the specialist's MLP")->capture_default_str();
+  app.add_option("--blocks", o.specialist.blocks, "of the specialist")->capture_default_str();
+  app.add_option("--variants", o.variants, "questions about each seen fact for the bridges; 0: 5, 6 with --quick");
   app.add_option("--changes", o.changes, "entities whose facts change for the swap")->capture_default_str();
+  app.add_option("--items", o.items, "questions a column; 0: 200, 100 with --quick");
   app.add_option("--seed", o.seed, "of the directory, the specialist, the bridges and the questions")
       ->capture_default_str();
   app.add_option("--threads", o.threads, "0: one a core; results do not depend on it")->capture_default_str();
@@ -57,9 +62,9 @@ Options parse_arguments(int argc, char** argv) {
     const int status = app.exit(error);
     std::exit(status == 0 ? 0 : 2);
   }
-  if (o.entities == 0) o.entities = o.quick ? 1500 : 5000;
-  if (o.epochs == 0) o.epochs = 30;
-  if (o.variants == 0) o.variants = o.quick ? 8 : 3;
+  if (o.entities == 0) o.entities = o.quick ? 800 : 2000;
+  if (o.items == 0) o.items = o.quick ? 100 : 200;
+  if (o.variants == 0) o.variants = o.quick ? 6 : 5;
   return o;
 }
 
@@ -77,8 +82,11 @@ Specialist without_model(const Options& o, const Anchor& anchor, const fs::path&
 }
 
 TrainingCost train_bridges(Ctx& ctx, Composed& model, const std::string& name, const Anchor& anchor,
-                           std::span<const TextExample> questions, const BridgePlan& plan) {
-  const calm::PackedDataset data(examples_of(*anchor.tokenizer, questions, true), plan.batch_tokens, plan.seed);
+                           std::span<const TextExample> questions, std::span<const calm::Example> own,
+                           const BridgePlan& plan) {
+  std::vector<calm::Example> examples = examples_of(*anchor.tokenizer, questions, true);
+  examples.insert(examples.end(), own.begin(), own.end());
+  const calm::PackedDataset data(examples, plan.batch_tokens, plan.seed);
   calm::DatasetBatches<Composed> batches(data, 1, std::size_t{2} << 30);
   const Index steps = plan.epochs * data.size();
   return train<Composed>(ctx, model, name,
@@ -122,8 +130,9 @@ void learn_facts(const Options& o) {
                                 return example_of(*specialist.tokenizer, fact);
                               },
                               {}};
-  const SpecialistPlan plan{.epochs = std::max<Index>(o.epochs, 60000 / static_cast<Index>(facts.size())),
-                            .seed = o.seed};
+  SpecialistPlan plan = o.specialist;
+  plan.epochs = std::max<Index>(plan.epochs, 60000 / static_cast<Index>(facts.size()));
+  plan.seed = o.seed;
   TrainingCost cost;
   specialist.model =
       teach(ctx, "specialist", fresh_specialist(anchor, *specialist.tokenizer, specialist.own_tokenizer, plan),
@@ -141,8 +150,9 @@ void learn_facts(const Options& o) {
                                      any_of(trained_phrasings, random), random));
   }
   const BridgePlan bridges = bridge_plan(o);
+  const auto own = own_words(ctx, anchor, words, 320, o.seed);
   Composed model = compose(anchor, specialist, bridges);
-  train_bridges(ctx, model, "bridges", anchor, questions, bridges);
+  train_bridges(ctx, model, "bridges", anchor, questions, own, bridges);
   save_bridges(o, model, anchor, specialist);
   const auto score = [&](std::span<const TextExample> some) {
     const auto examples = examples_of(*anchor.tokenizer, some.first(std::min<std::size_t>(200, some.size())), true);
@@ -162,7 +172,7 @@ void run_experiment(const Options& o) {
   const std::vector<std::string> names = iso_names(o.names);
   const Directory directory(names, o.entities, o.seed);
   const auto columns =
-      columns_of(directory, {.items = o.quick ? 100 : 200, .derived_items = o.quick ? 20 : 50, .seed = o.seed});
+      columns_of(directory, {.items = o.items, .derived_items = std::max<Index>(20, o.items / 4), .seed = o.seed});
   const std::string english = english_text(o.quick ? 3000 : 6000);
   const Surroundings around(directory, words_of(*anchor.tokenizer));
   std::vector<Row> rows;
@@ -181,7 +191,8 @@ void run_experiment(const Options& o) {
   };
   fs::create_directories(o.out);
 
-  SpecialistPlan plan{.epochs = o.epochs, .seed = o.seed};
+  SpecialistPlan plan = o.specialist;
+  plan.seed = o.seed;
   Specialist specialist = without_model(o, anchor, o.out / "specialist");
   const SpecialistStart fresh = fresh_specialist(anchor, *specialist.tokenizer, specialist.own_tokenizer, plan);
   const auto taught = [&](const std::string& name, const SpecialistStart& from, const Curriculum& curriculum,
@@ -213,9 +224,10 @@ void run_experiment(const Options& o) {
   specialist_row("Specialist", specialist.model, cost);
 
   const std::vector<TextExample> questions = bridge_questions(directory, o.variants, o.seed);
+  const auto own = own_words(ctx, anchor, words_of(*anchor.tokenizer), o.quick ? 192 : 448, o.seed);
   const BridgePlan bridges = bridge_plan(o);
   Composed model = compose(anchor, specialist, bridges);
-  cost = train_bridges(ctx, model, "bridges", anchor, questions, bridges);
+  cost = train_bridges(ctx, model, "bridges", anchor, questions, own, bridges);
   save_bridges(o, model, anchor, specialist);
   add("Composed", model, false, cost);
   add("Anchor", *anchor.model, false, {});
@@ -239,7 +251,7 @@ void run_experiment(const Options& o) {
     const auto score = [&](const std::string& name, std::span<const Entity> entities) {
       std::vector<Column> some{{name, {}, {}}};
       calm::Random random(o.seed, calm::stream_of(name));
-      for (Index i = 0; i < (o.quick ? 100 : 200); ++i)
+      for (Index i = 0; i < o.items; ++i)
         some[0].questions.push_back(direct(any_of(entities, random), attributes[static_cast<std::size_t>(i) % 2],
                                            any_of(trained_phrasings, random)));
       const auto right = answers_of(ctx, with_swapped, *anchor.tokenizer, some, false, name)[0];
@@ -264,7 +276,7 @@ void run_experiment(const Options& o) {
                                     : calm::RandomWeights{o.seed + 77}(name, rows_, cols);
     });
     Composed with_random = compose(anchor, random, bridges);
-    cost = train_bridges(ctx, with_random, "random augment", anchor, questions, bridges);
+    cost = train_bridges(ctx, with_random, "random augment", anchor, questions, own, bridges);
     add("Composed with a random augment", with_random, false, cost);
   }
   if (o.full) {
@@ -274,7 +286,7 @@ void run_experiment(const Options& o) {
     other.model = taught("specialist of another directory", fresh,
                          curriculum_of(elsewhere, around_other, specialist.tokenizer), plan, cost);
     Composed with_other = compose(anchor, other, bridges);
-    cost = train_bridges(ctx, with_other, "another directory", anchor, questions, bridges);
+    cost = train_bridges(ctx, with_other, "another directory", anchor, questions, own, bridges);
     add("Composed with a specialist of another directory", with_other, false, cost);
   }
   rusage usage{};

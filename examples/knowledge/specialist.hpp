@@ -24,7 +24,7 @@ using TrainedBase = calm::Transformer<calm::zoo::Llama, calm::Trainable>;
 
 struct SpecialistPlan {
   Index width = 128, blocks = 4, heads = 4, hidden = 512;
-  Index epochs = 30, batch = 64;  // lessons a step
+  Index epochs = 40, batch = 64;  // lessons a step
   double growing = 0.4;           // the part of the lessons in which the facts become more
   double learning_rate = 3e-3, embedding_deviation = 0.15;
   std::uint64_t seed = 1;
@@ -135,7 +135,7 @@ inline Curriculum curriculum_of(const Directory& directory, const Surroundings& 
   const auto lesson = [&directory, &around, tokenizer](Index fact, double done, calm::Random& random) {
     const Entity& e = directory.entities[static_cast<std::size_t>(fact) / attributes.size()];
     const Attribute a = attributes[static_cast<std::size_t>(fact) % attributes.size()];
-    return fact_lesson(around, *tokenizer, e, a, random.uniform() < (done < 0.6 ? 0.75 : 0.3), random);
+    return fact_lesson(around, *tokenizer, e, a, random.uniform() < (done < 0.5 ? 0.75 : 0.3), random);
   };
   const auto stranger = [&directory, &around, tokenizer](calm::Random& random) {
     const std::string question =
@@ -169,23 +169,27 @@ class Lessons {
     if (!curriculum_.changed.empty() && random.below(2) == 0) return any_of(curriculum_.changed, random);
     if (done < plan_.growing) {
       const double part = std::max(0.05, done / plan_.growing);
-      return random.below(static_cast<Index>(part * part * static_cast<double>(curriculum_.facts)) + 1) %
-             curriculum_.facts;
+      const auto known = static_cast<Index>(part * part * static_cast<double>(curriculum_.facts)) + 1;
+      return in_order(-1, random.below(std::min(known, curriculum_.facts)));
     }
-    const Index epoch = n / curriculum_.facts;
-    if (epoch != epoch_) {
+    return in_order(n / curriculum_.facts, n % curriculum_.facts);
+  }
+
+  /// The n-th fact in the order of an epoch.
+  Index in_order(Index epoch, Index n) {
+    if (order_.empty() || epoch != epoch_) {
       epoch_ = epoch;
       order_.resize(static_cast<std::size_t>(curriculum_.facts));
       std::iota(order_.begin(), order_.end(), Index{0});
-      calm::Random shuffled(plan_.seed, calm::stream_of("epoch") + static_cast<std::uint64_t>(epoch));
+      calm::Random shuffled(plan_.seed, calm::stream_of("epoch") + static_cast<std::uint64_t>(epoch + 1));
       shuffle(order_, shuffled);
     }
-    return order_[static_cast<std::size_t>(n % curriculum_.facts)];
+    return order_[static_cast<std::size_t>(n)];
   }
 
   Curriculum curriculum_;
   SpecialistPlan plan_;
-  Index epoch_ = -1;
+  Index epoch_ = 0;
   std::vector<Index> order_;
 };
 
