@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# check.sh PROGRAM DATA: runs the program calm on the models in DATA and compares status, message and files.
+set -euo pipefail
+program=$1 data=$2
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+if [[ ! -x $program ]]; then
+  echo "Skipped: $program was not built"
+  exit 77
+fi
+failed=0
+
+# expect STATUS TEXT argument...: calm ends with STATUS, and what it prints, errors included, holds TEXT.
+expect() {
+  local status=0 wanted=$1 text=$2
+  shift 2
+  "$program" "$@" >"$out/printed" 2>&1 || status=$?
+  if [[ $status -ne $wanted ]] || ! grep -qF -- "$text" "$out/printed"; then
+    echo "calm $*: expected status $wanted and '$text', found status $status and:" >&2
+    cat "$out/printed" >&2
+    failed=1
+  fi
+}
+
+base=$data/llama narrow=$data/llama_narrow
+both=(--anchor "$base" --augment "$narrow")
+expect 0 "27168" inspect "$base"
+expect 0 '"architecture":"gemma3_text"' inspect "$data/zoo_gemma3" --json
+expect 0 "3 tokens" logits --model "$base" --ids 1,2,3 --out "$out/alone.safetensors"
+expect 0 "1 links" init "${both[@]}" --links-count 1 --alignment identity --out "$out/adapter"
+expect 0 "adapter" inspect "$out/adapter"
+expect 0 "3 tokens" logits "${both[@]}" --adapter "$out/adapter" --ids 1,2,3 --out "$out/composed.safetensors"
+if ! cmp "$out/alone.safetensors" "$out/composed.safetensors"; then
+  echo "Fresh bridges changed the anchor's logits" >&2
+  failed=1
+fi
+
+expect 2 "subcommand" unknown
+expect 2 "--ids or --text" logits --model "$base" --out "$out/none"
+expect 2 "--model or --anchor" logits --ids 1 --out "$out/none"
+expect 2 "--links or --links-count" init "${both[@]}" --out "$out/none"
+expect 1 "there is no such folder or file" inspect "$out/missing"
+expect 1 "outside the vocabulary of 61" logits --model "$base" --ids 1,2,99 --out "$out/none"
+
+if [[ -e /dev/full ]]; then
+  status=0
+  "$program" inspect "$base" >/dev/full 2>"$out/printed" || status=$?
+  if [[ $status -ne 1 ]] || ! grep -qF "could not be written" "$out/printed"; then
+    echo "calm inspect on a full device: expected status 1, found $status" >&2
+    failed=1
+  fi
+fi
+if [[ -e $out/none ]]; then
+  echo "A refused call wrote a file" >&2
+  failed=1
+fi
+exit "$failed"
