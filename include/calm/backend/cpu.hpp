@@ -6,6 +6,7 @@
 
 #include <calm/backend/backend.hpp>
 #include <calm/backend/cpu_attention.hpp>
+#include <calm/backend/cpu_bf16.hpp>
 #include <calm/backend/cpu_norms.hpp>
 #include <calm/backend/cpu_product.hpp>
 
@@ -19,7 +20,10 @@ class CpuBackend : public cpu::Norms {
  public:
   using Memory = HostMemory;
 
-  explicit CpuBackend(int threads = 0) : Norms(threads), scratch_(static_cast<std::size_t>(pool_.size())) {}
+  explicit CpuBackend(int threads = 0, Compute compute = Compute::f32)
+      : Norms(threads), compute_(compute), scratch_(static_cast<std::size_t>(pool_.size())), bf16_(pool_) {}
+
+  Compute compute() const { return compute_; }
 
   /// A frozen weight, as the products take it: each makes the form that it needs when it is first called.
   template <class S>
@@ -31,6 +35,9 @@ class CpuBackend : public cpu::Norms {
         if (const S* values = stored.in_place<S>()) return cpu::PanelForm<S>({values, stored.rows(), stored.cols()});
         return cpu::PanelForm<S>(stored.dense<S>().view());
       });
+    }
+    const cpu::PanelForm<cpu::Pair>& pairs() const {
+      return stored.packed<cpu::PanelForm<cpu::Pair>>([&] { return cpu::pair_form(stored); });
     }
     MatrixView<const S> dense() const {
       if (const S* values = stored.in_place<S>()) return {values, stored.rows(), stored.cols()};
@@ -45,26 +52,36 @@ class CpuBackend : public cpu::Norms {
 
   template <class S>
   [[gnu::noinline]] void multiply(FrozenWeight<S> w, MatrixView<const S> x, MatrixView<S> y, WriteMode auto mode) {
+    if constexpr (rounds<S>)
+      if (compute_ == Compute::bf16) return bf16_.multiply(x, w.pairs(), y, adds(mode));
     cpu::multiply(pool_, x, w.panels(), y, adds(mode));
   }
   template <class S>
   [[gnu::noinline]] void multiply(MatrixView<const S> w, MatrixView<const S> x, MatrixView<S> y, WriteMode auto mode) {
+    if constexpr (rounds<S>)
+      if (compute_ == Compute::bf16) return bf16_.multiply(x, w, y, adds(mode));
     cpu::multiply(pool_, scratch_, x, w, y, adds(mode));
   }
 
   template <class S>
   [[gnu::noinline]] void multiply_input_gradient(FrozenWeight<S> w, MatrixView<const S> dy, MatrixView<S> dx,
                                                  WriteMode auto mode) {
+    if constexpr (rounds<S>)
+      if (compute_ == Compute::bf16) return bf16_.multiply_input_gradient(dy, w.pairs(), dx, adds(mode));
     cpu::multiply_input_gradient(pool_, scratch_, dy, w.dense(), dx, adds(mode));
   }
   template <class S>
   [[gnu::noinline]] void multiply_input_gradient(MatrixView<const S> w, MatrixView<const S> dy, MatrixView<S> dx,
                                                  WriteMode auto mode) {
+    if constexpr (rounds<S>)
+      if (compute_ == Compute::bf16) return bf16_.multiply_input_gradient(dy, w, dx, adds(mode));
     cpu::multiply_input_gradient(pool_, scratch_, dy, w, dx, adds(mode));
   }
 
   template <class S>
   [[gnu::noinline]] void multiply_weight_gradient(MatrixView<const S> dy, MatrixView<const S> x, MatrixView<S> dw) {
+    if constexpr (rounds<S>)
+      if (compute_ == Compute::bf16) return bf16_.multiply_weight_gradient(dy, x, dw);
     cpu::multiply_weight_gradient(pool_, scratch_, dy, x, dw);
   }
 
@@ -293,10 +310,15 @@ class CpuBackend : public cpu::Norms {
     std::size_t bytes() const { return values.bytes(); }
   };
 
+  template <class S>
+  static constexpr bool rounds = std::is_same_v<S, float>;  // double is never rounded
+
   static constexpr bool adds(Assign) { return false; }
   static constexpr bool adds(Accumulate) { return true; }
 
+  Compute compute_;
   cpu::Scratch scratch_;  // one for each thread
+  cpu::Bf16Products bf16_;
 };
 
 static_assert(Backend<CpuBackend>);

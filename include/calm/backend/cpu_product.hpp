@@ -50,9 +50,16 @@ struct Strided {
   Index row_step, depth_step;
 };
 
+/// What one step of k adds to an element. Operands of another type than the sums specialise it (cpu_bf16.hpp).
+template <class In>
+struct Multiplication {
+  static Vector<In> add(Vector<In> sum, In a, Vector<In> b) { return sum + a * b; }
+};
+
 /// c [Rows, Vectors of a panel] = a b, or added to c; b has `depth` rows, b_stride apart. c may be narrower: `columns`.
-template <Index Rows, Index Vectors, class S>
-void register_tile(Index depth, Strided<S> a, const S* b, Index b_stride, S* c, Index c_stride, Index columns,
+/// In is the type of the operands and as wide as S.
+template <Index Rows, Index Vectors, class In, class S>
+void register_tile(Index depth, Strided<In> a, const In* b, Index b_stride, S* c, Index c_stride, Index columns,
                    bool add) {
   using V = Vector<S>;
   constexpr Index lanes = lanes_of<S>;
@@ -74,11 +81,11 @@ void register_tile(Index depth, Strided<S> a, const S* b, Index b_stride, S* c, 
         for (Index j = 0; j < Vectors; ++j) sum[i][j] = *reinterpret_cast<const V*>(c + i * c_stride + j * lanes);
     }
   for (Index k = 0; k < depth; ++k) {
-    V part[Vectors];
-    for (Index j = 0; j < Vectors; ++j) part[j] = *reinterpret_cast<const V*>(b + k * b_stride + j * lanes);
+    Vector<In> part[Vectors];
+    for (Index j = 0; j < Vectors; ++j) part[j] = *reinterpret_cast<const Vector<In>*>(b + k * b_stride + j * lanes);
     for (Index i = 0; i < Rows; ++i) {
-      const S value = a.data[i * a.row_step + k * a.depth_step];
-      for (Index j = 0; j < Vectors; ++j) sum[i][j] += value * part[j];
+      const In value = a.data[i * a.row_step + k * a.depth_step];
+      for (Index j = 0; j < Vectors; ++j) sum[i][j] = Multiplication<In>::add(sum[i][j], value, part[j]);
     }
   }
   for (Index i = 0; i < Rows; ++i) {
@@ -89,12 +96,12 @@ void register_tile(Index depth, Strided<S> a, const S* b, Index b_stride, S* c, 
 }
 
 /// One panel of columns for any number of rows; of a panel that is at most half used half is read and computed.
-template <class S>
-[[gnu::noinline]] void panel_product(Index rows, Index depth, Strided<S> a, const S* b, Index b_stride, MatrixView<S> c,
-                                     bool add) {
+template <class In, class S>
+[[gnu::noinline]] void panel_product(Index rows, Index depth, Strided<In> a, const In* b, Index b_stride,
+                                     MatrixView<S> c, bool add) {
   const auto all = [&]<Index Vectors>(std::integral_constant<Index, Vectors>) {
     Index i = 0;
-    const auto at = [&](Index row) { return Strided<S>{a.data + row * a.row_step, a.row_step, a.depth_step}; };
+    const auto at = [&](Index row) { return Strided<In>{a.data + row * a.row_step, a.row_step, a.depth_step}; };
     for (; i + tile_rows <= rows; i += tile_rows)
       register_tile<tile_rows, Vectors>(depth, at(i), b, b_stride, c.row(i), c.stride, c.cols, add);
     for (; i + 2 <= rows; i += 2) register_tile<2, Vectors>(depth, at(i), b, b_stride, c.row(i), c.stride, c.cols, add);
@@ -128,17 +135,20 @@ void product(Index depth, Strided<S> a, MatrixView<const S> b, MatrixView<S> c, 
 /// target [4, 4] = source^T; rows lie `from` and `to` values apart.
 template <class S>
 void transpose_four(const S* source, Index from, S* target, Index to) {
-  typedef S Four
-      __attribute__((vector_size(4 * sizeof(S)), aligned(alignof(S)), may_alias));  // NOLINT(modernize-use-using)
-  const auto row = [&](Index i) -> const Four& { return *reinterpret_cast<const Four*>(source + i * from); };
+  typedef S Four __attribute__((vector_size(4 * sizeof(S))));  // NOLINT(modernize-use-using)
+  const auto row = [&](Index i) {                              // at any address
+    Four values;
+    std::memcpy(&values, source + i * from, sizeof(values));
+    return values;
+  };
   const Four a = row(0), b = row(1), c = row(2), d = row(3);
   const Four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
   const Four cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-  const auto result = [&](Index i) -> Four& { return *reinterpret_cast<Four*>(target + i * to); };
-  result(0) = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
-  result(1) = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
-  result(2) = __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5);
-  result(3) = __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7);
+  const auto write = [&](Index i, Four values) { std::memcpy(target + i * to, &values, sizeof(values)); };
+  write(0, __builtin_shufflevector(ab, cd, 0, 1, 4, 5));
+  write(1, __builtin_shufflevector(ab, cd, 2, 3, 6, 7));
+  write(2, __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5));
+  write(3, __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7));
 }
 
 /// w [out, in] as panels of w^T: panel p holds columns [p * width, ...) as [in, width], filled up with zeros.
@@ -190,8 +200,8 @@ struct PanelForm {
   Matrix<S> values;  // [panels, width * in]
   Index out, in;
 
-  explicit PanelForm(MatrixView<const S> w)
-      : values(panels_of<S>(w.rows), panel_columns<S> * w.cols), out(w.rows), in(w.cols) {
+  PanelForm(Index rows, Index cols) : values(panels_of<S>(rows), panel_columns<S> * cols), out(rows), in(cols) {}
+  explicit PanelForm(MatrixView<const S> w) : PanelForm(w.rows, w.cols) {
     pack_transposed(w, 0, values.rows(), values.data());
   }
   std::size_t bytes() const { return values.bytes(); }
