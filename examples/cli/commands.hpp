@@ -223,16 +223,17 @@ void train(Ctx& ctx, Model& model, const Options& o, const TokenizerPointer& tok
   std::function<double()> validate;
   if (valid) validate = [&] { return calm::mean_loss(ctx, model, valid->batches()); };
   const Index often = std::max<Index>(1, o.steps / 10);
-  calm::RunOptions run{.folder = std::filesystem::path(o.out) / "checkpoint",
-                       .checkpoint_every = often,
-                       .validate_every = often,
-                       .resume = o.resume,
-                       .fingerprint = calm::message(
-                           "data ", calm::content_hash_of_file(o.data), ", valid ",
-                           o.valid.empty() ? std::string("none") : calm::content_hash_of_file(o.valid), ", adapter ",
-                           calm::content_hash_of_file(std::filesystem::path(o.adapter) / "adapter_model.safetensors"),
-                           ", alignment ", alignment, ", steps ", o.steps, ", lr ", o.learning_rate, ", batch ",
-                           o.batch_tokens, "x", o.accumulate, ", seed ", o.seed)};
+  calm::RunOptions run{
+      .folder = std::filesystem::path(o.out) / "checkpoint",
+      .checkpoint_every = often,
+      .validate_every = often,
+      .resume = o.resume,
+      .fingerprint = calm::message(
+          "data ", calm::content_hash_of_file(o.data), ", valid ",
+          o.valid.empty() ? std::string("none") : calm::content_hash_of_file(o.valid), ", adapter ",
+          calm::content_hash_of_file(std::filesystem::path(o.adapter) / "adapter_model.safetensors"), ", alignment ",
+          alignment, ", steps ", o.steps, ", lr ", o.learning_rate, ", batch ", o.batch_tokens, "x", o.accumulate,
+          ", seed ", o.seed, o.compute == "f32" ? std::string() : ", compute " + o.compute)};
   const auto start = std::chrono::steady_clock::now();
   double tokens = 0, loss = std::numeric_limits<double>::quiet_NaN();
   calm::run_training<Model>(trainer, std::ref(batches), run, validate, [&](const calm::StepReport& report) {

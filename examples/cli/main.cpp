@@ -39,7 +39,9 @@ struct CommandLine {
   }
   void threads(CLI::App* sub) {
     sub->add_option("--threads", o.threads, "0: one a core; results do not depend on it");
-    sub->add_option("--compute", compute_, "arithmetic")->check(CLI::IsMember({"f32"}));
+    sub->add_option("--compute", o.compute,
+                    "arithmetic of matrix products; bf16 rounds what is multiplied and adds up in f32")
+        ->check(CLI::IsMember({"f32", "bf16"}));
   }
   void composition(CLI::App* sub, bool adapter) {
     sub->add_option("--anchor", o.anchor, "the model that is extended");
@@ -146,8 +148,6 @@ struct CommandLine {
     sampling(sub);
     threads(sub);
   }
-
-  std::string compute_ = "f32";
 };
 
 /// A wrong mixture of options; the program then ends with 2.
@@ -266,7 +266,7 @@ int main(int argc, char** argv) {
     } else if (o.command == Command::tokenize) {
       tokenize(o);
     } else {
-      Ctx ctx(o.threads);
+      Ctx ctx(o.threads, o.compute == "bf16" ? calm::Compute::bf16 : calm::Compute::f32);
       const calm::Pretrained files(o.main_model());
       calm::zoo::All::visit(files.model_type(),
                             [&](auto architecture) { run_with<decltype(architecture)>(ctx, o, files); });

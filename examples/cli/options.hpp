@@ -23,6 +23,7 @@ struct Options {
   double learning_rate = 1e-3, temperature = 0, top_p = 1;
   std::uint64_t seed = 0;
   int threads = 0;
+  std::string compute = "f32";
   bool json = false, no_special = false, hidden = false, chat = false, resume = false, allow_requantised = false;
 
   bool composed() const { return !anchor.empty(); }
