@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what is missing, builds everything and runs all tests: preset release, and the unit tests of preset sanitize.
+# Installs what is missing, builds everything and runs all tests: preset release, the unit tests of preset sanitize and,
+# where clang 14 is or may be installed, a short run of the fuzz targets.
 # CALM_JOBS sets how many processes work at a time (one for each core), CALM_PYTHON the interpreter that has PyTorch.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -12,14 +13,25 @@ bash cmake/install_dependencies.sh \
   cmake g++ ninja-build libeigen3-dev nlohmann-json3-dev libxxhash-dev libpcre2-dev libutf8proc-dev \
   doctest-dev libbenchmark-dev libcli11-dev
 
-for preset in release sanitize; do
+presets=(release sanitize)
+bash cmake/install_dependencies.sh clang-14 libclang-rt-14-dev || true
+linked=$(mktemp)
+if echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, unsigned long) { return 0; }' |
+  clang++-14 -fsanitize=fuzzer,address -x c++ - -o "$linked" 2>/dev/null; then
+  presets+=(fuzz)
+else
+  echo "The fuzz targets are skipped: clang++-14 cannot link them (Debian: clang-14, libclang-rt-14-dev)"
+fi
+rm -f "$linked"
+
+for preset in "${presets[@]}"; do
   step "configure $preset"
   cmake --preset "$preset"
   step "build $preset"
   cmake --build --preset "$preset" -j "$jobs"
 done
 
-step "tests of release and sanitize"
+step "tests of ${presets[*]}"
 bash tests/python/run.sh /dev/null || true # says so where they will be skipped
-printf 'subdirs("release" "sanitize")\n' >build/CTestTestfile.cmake
+printf 'subdirs("%s")\n' "${presets[@]}" >build/CTestTestfile.cmake
 ctest --test-dir build --output-on-failure --no-tests=error -j "$jobs"

@@ -119,11 +119,14 @@ void generate(Ctx& ctx, const Model& model, const Options& o, const TokenizerPoi
   else std::cout << stream.finish() << '\n';
 }
 
-/// Texts as examples: both parts encoded by themselves, the end token appended.
-inline std::vector<calm::Example> examples_of(const std::string& path, const calm::Tokenizer& tokenizer) {
+/// Texts as examples: both parts encoded by themselves, the end token appended. With --chat the prompt stands in the
+/// model's chat template, as `generate` writes it.
+inline std::vector<calm::Example> examples_of(const Options& o, const std::string& path,
+                                              const calm::Tokenizer& tokenizer) {
   std::vector<calm::Example> examples;
   for (const calm::TextExample& text : calm::read_text_examples(path)) {
-    calm::Example example{prompt_ids(tokenizer, text.prompt), encode_plain(tokenizer, text.completion, false)};
+    calm::Example example{prompt_ids(tokenizer, prompt_text(o, tokenizer, text.prompt)),
+                          encode_plain(tokenizer, text.completion, false)};
     if (tokenizer.eos()) example.completion.push_back(*tokenizer.eos());
     calm::require<calm::FormatError>(!example.completion.empty(), path, ": a completion is empty");
     examples.push_back(std::move(example));
@@ -136,7 +139,7 @@ void evaluate(Ctx& ctx, const Model& model, const Options& o, const TokenizerPoi
   calm::require<calm::ConfigError>(tokenizer != nullptr, o.main_model(), ": has no tokenizer");
   nlohmann::json result{{"metric", o.metric}};
   if (o.metric == "nll") {
-    const calm::PackedDataset data(examples_of(o.data, *tokenizer), o.batch_tokens, 0);
+    const calm::PackedDataset data(examples_of(o, o.data, *tokenizer), o.batch_tokens, 0);
     double total = 0, count = 0;
     calm::Progress progress("eval", data.size());
     for (const calm::PackedBatch& batch : data.batches()) {
@@ -210,9 +213,9 @@ template <class Model>
 void train(Ctx& ctx, Model& model, const Options& o, const TokenizerPointer& tokenizer,
            const std::vector<calm::BaseDescription>& bases, const std::string& alignment) {
   calm::require<calm::ConfigError>(tokenizer != nullptr, o.main_model(), ": has no tokenizer");
-  const calm::PackedDataset data(examples_of(o.data, *tokenizer), o.batch_tokens, o.seed);
+  const calm::PackedDataset data(examples_of(o, o.data, *tokenizer), o.batch_tokens, o.seed);
   std::optional<calm::PackedDataset> valid;
-  if (!o.valid.empty()) valid.emplace(examples_of(o.valid, *tokenizer), o.batch_tokens, 0);
+  if (!o.valid.empty()) valid.emplace(examples_of(o, o.valid, *tokenizer), o.batch_tokens, 0);
   calm::Trainer trainer(
       ctx, model,
       calm::CosineSchedule{.peak = o.learning_rate, .warmup = std::min<Index>(50, o.steps / 10), .steps = o.steps});

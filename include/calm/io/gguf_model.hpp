@@ -53,7 +53,8 @@ inline void read_gemma3(const GgufFile& file, const std::string& prefix, ModelSp
   const GgufMetadata& meta = file.metadata();
   spec.window = meta.get_integer(prefix + "attention.sliding_window", 1, Index{1} << 31);
   spec.window_rotary_base = meta.get_number_or(prefix + "rope.freq_base_swa", 1e4);
-  for (Index i = 0; i < spec.blocks; ++i) spec.windowed.push_back((i + 1) % 6 != 0);
+  const Index pattern = meta.get_integer_or(prefix + "attention.sliding_window_pattern", 6, 1, Index{1} << 31);
+  for (Index i = 0; i < spec.blocks; ++i) spec.windowed.push_back((i + 1) % pattern != 0);
   constexpr Index blocks_of_27b = 62;  // it alone scales by the width of the stream over the number of heads
   if (spec.blocks == blocks_of_27b)
     spec.query_scale =
