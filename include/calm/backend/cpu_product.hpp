@@ -136,15 +136,13 @@ void product(Index depth, Strided<S> a, MatrixView<const S> b, MatrixView<S> c, 
 template <class S>
 void transpose_four(const S* source, Index from, S* target, Index to) {
   typedef S Four __attribute__((vector_size(4 * sizeof(S))));  // NOLINT(modernize-use-using)
-  const auto row = [&](Index i) {                              // at any address
-    Four values;
-    std::memcpy(&values, source + i * from, sizeof(values));
-    return values;
-  };
-  const Four a = row(0), b = row(1), c = row(2), d = row(3);
+  // At any address; by reference, since wide vectors are passed by value only where the machine has them.
+  const auto read = [&](Index i, Four& values) { std::memcpy(&values, source + i * from, sizeof(values)); };
+  Four a, b, c, d;
+  read(0, a), read(1, b), read(2, c), read(3, d);
   const Four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
   const Four cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-  const auto write = [&](Index i, Four values) { std::memcpy(target + i * to, &values, sizeof(values)); };
+  const auto write = [&](Index i, const Four& values) { std::memcpy(target + i * to, &values, sizeof(values)); };
   write(0, __builtin_shufflevector(ab, cd, 0, 1, 4, 5));
   write(1, __builtin_shufflevector(ab, cd, 2, 3, 6, 7));
   write(2, __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5));
