@@ -14,7 +14,6 @@ using Composed = calm::ComposedModel<Base, Base>;
 
 struct BridgePlan {
   std::vector<calm::Link> links;
-  Index variants = 3;  // questions about each fact
   Index batch_tokens = 512, epochs = 1;
   double learning_rate = 1e-3;
   std::uint64_t seed = 1;

@@ -89,9 +89,9 @@ TrainingCost train_bridges(Ctx& ctx, Composed& model, const std::string& name, c
   const calm::PackedDataset data(examples, plan.batch_tokens, plan.seed);
   calm::DatasetBatches<Composed> batches(data, 1, std::size_t{2} << 30);
   const Index steps = plan.epochs * data.size();
-  return train<Composed>(ctx, model, name,
-                         {.peak = plan.learning_rate, .warmup = std::min<Index>(20, steps / 5), .steps = steps}, {},
-                         std::ref(batches));
+  return examples::train<Composed>(
+      ctx, model, name, {.peak = plan.learning_rate, .warmup = std::min<Index>(20, steps / 5), .steps = steps}, {},
+      std::ref(batches));
 }
 
 void save_bridges(const Options& o, const Composed& model, const Anchor& anchor, const Specialist& specialist) {
@@ -103,8 +103,7 @@ void save_bridges(const Options& o, const Composed& model, const Anchor& anchor,
 }
 
 BridgePlan bridge_plan(const Options& o) {
-  return {
-      .links = calm::parse_links(o.links, "--links"), .variants = o.variants, .learning_rate = 2e-3, .seed = o.seed};
+  return {.links = calm::parse_links(o.links, "--links"), .learning_rate = 2e-3, .seed = o.seed};
 }
 
 std::string how_to_ask(const Options& o, const std::string& prompt) {
@@ -156,10 +155,7 @@ void learn_facts(const Options& o) {
   save_bridges(o, model, anchor, specialist);
   const auto score = [&](std::span<const TextExample> some) {
     const auto examples = examples_of(*anchor.tokenizer, some.first(std::min<std::size_t>(200, some.size())), true);
-    const auto right = calm::greedy_matches(ctx, model, std::span<const calm::Example>(examples));
-    return calm::fixed(
-        100.0 * static_cast<double>(std::count(right.begin(), right.end(), true)) / static_cast<double>(right.size()),
-        1);
+    return percent_right(calm::greedy_matches(ctx, model, std::span<const calm::Example>(examples)));
   };
   std::cout << facts.size() << " facts; right, of up to 200: " << score(facts) << " percent\n"
             << how_to_ask(o, facts[0].prompt);
@@ -174,7 +170,8 @@ void run_experiment(const Options& o) {
   const auto columns =
       columns_of(directory, {.items = o.items, .derived_items = std::max<Index>(20, o.items / 4), .seed = o.seed});
   const std::string english = english_text(o.quick ? 3000 : 6000);
-  const Surroundings around(directory, words_of(*anchor.tokenizer));
+  const std::vector<std::string> words = words_of(*anchor.tokenizer);
+  const Surroundings around(directory, words);
   std::vector<Row> rows;
   const auto save = [&] {
     const calm::Table table = table_of(columns, rows);
@@ -224,7 +221,7 @@ void run_experiment(const Options& o) {
   specialist_row("Specialist", specialist.model, cost);
 
   const std::vector<TextExample> questions = bridge_questions(directory, o.variants, o.seed);
-  const auto own = own_words(ctx, anchor, words_of(*anchor.tokenizer), o.quick ? 192 : 448, o.seed);
+  const auto own = own_words(ctx, anchor, words, o.quick ? 192 : 448, o.seed);
   const BridgePlan bridges = bridge_plan(o);
   Composed model = compose(anchor, specialist, bridges);
   cost = train_bridges(ctx, model, "bridges", anchor, questions, own, bridges);
@@ -234,9 +231,10 @@ void run_experiment(const Options& o) {
   add("Anchor, the fact looked up and put into the prompt", *anchor.model, true, {});
 
   {  // the specialist is taught changed facts; the bridges stay as they are
-    const Directory changed = directory.with_changes(std::min(o.changes, o.entities / 5), o.seed);
+    const Index changes = std::min(o.changes, o.entities / 5);
+    const Directory changed = directory.with_changes(changes, o.seed);
     Curriculum again = curriculum_of(changed, around, specialist.tokenizer);
-    const Index first = changed.seen * 2, count = std::min(o.changes, o.entities / 5) * 2;
+    const Index first = changed.seen * 2, count = changes * 2;
     for (Index i = first; i < first + count; ++i) again.changed.push_back(i);
     const auto lesson = again.lesson;
     again.lesson = [lesson](Index fact, double, calm::Random& random) { return lesson(fact, 0.8, random); };
@@ -254,15 +252,12 @@ void run_experiment(const Options& o) {
       for (Index i = 0; i < o.items; ++i)
         some[0].questions.push_back(direct(any_of(entities, random), attributes[static_cast<std::size_t>(i) % 2],
                                            any_of(trained_phrasings, random)));
-      const auto right = answers_of(ctx, with_swapped, *anchor.tokenizer, some, false, name)[0];
-      return calm::fixed(
-          100.0 * static_cast<double>(std::count(right.begin(), right.end(), true)) / static_cast<double>(right.size()),
-          1);
+      return percent_right(answers_of(ctx, with_swapped, *anchor.tokenizer, some, false, name)[0]);
     };
     const auto unseen = changed.unseen_entities();
-    const auto half = static_cast<std::size_t>(count / 2);
+    const auto half = static_cast<std::size_t>(changes);
     const std::string text = calm::message(
-        "Swap: the specialist was taught ", count / 2, " entities with changed facts in ", calm::fixed(cost.seconds, 0),
+        "Swap: the specialist was taught ", changes, " entities with changed facts in ", calm::fixed(cost.seconds, 0),
         " seconds; the bridges stayed. Right, percent: changed ", score("changed facts", unseen.first(half)),
         ", unchanged ", score("unchanged facts", unseen.subspan(half)), ".\n");
     calm::write_file_atomically(o.out / "swap.txt", text);
@@ -281,7 +276,7 @@ void run_experiment(const Options& o) {
   }
   if (o.full) {
     const Directory elsewhere(names, o.entities, o.seed + 1);
-    const Surroundings around_other(elsewhere, words_of(*anchor.tokenizer));
+    const Surroundings around_other(elsewhere, words);
     Specialist other = specialist;
     other.model = taught("specialist of another directory", fresh,
                          curriculum_of(elsewhere, around_other, specialist.tokenizer), plan, cost);
@@ -294,8 +289,8 @@ void run_experiment(const Options& o) {
   std::cout << "\nA directory of " << o.entities << " entities; the bridges saw " << directory.seen
             << ". Percent right [95 % interval], greedy.\n\n"
             << table_of(columns, rows).text() << "\n"
-            << calm::fixed(seconds_since(start) / 60, 1) << " minutes, at most " << usage.ru_maxrss / 1024 << " MB. In "
-            << o.out.string() << ": table.txt, table.csv, table.md, swap.txt, specialist/, adapter/\n"
+            << calm::fixed(examples::seconds_since(start) / 60, 1) << " minutes, at most " << usage.ru_maxrss / 1024
+            << " MB. In " << o.out.string() << ": table.txt, table.csv, table.md, swap.txt, specialist/, adapter/\n"
             << how_to_ask(o, asked("What is the number of " + directory.entities.back().name + "?"));
 }
 

@@ -7,7 +7,6 @@
 #include <calm/evaluate/table.hpp>
 
 #include <fstream>
-#include <sstream>
 
 namespace knowledge {
 
@@ -81,6 +80,14 @@ struct Row {
   TrainingCost cost;
 };
 
+inline Index count_right(const std::vector<bool>& right) {
+  return static_cast<Index>(std::count(right.begin(), right.end(), true));
+}
+/// "93.5": the percentage of right answers.
+inline std::string percent_right(const std::vector<bool>& right) {
+  return calm::fixed(100.0 * static_cast<double>(count_right(right)) / static_cast<double>(right.size()), 1);
+}
+
 /// What a model answers in every column, by greedy decoding; an answer counts that begins as it should.
 template <class Model>
 std::vector<std::vector<bool>> answers_of(Ctx& ctx, const Model& model, const calm::Tokenizer& tokenizer,
@@ -131,12 +138,9 @@ inline calm::Table table_of(std::span<const Column> columns, const std::vector<R
         continue;
       }
       const auto& right = row.right[c];
-      const auto count = static_cast<Index>(std::count(right.begin(), right.end(), true)),
-                 all = static_cast<Index>(right.size());
-      const auto interval = calm::wilson_interval(count, all);
-      cells.push_back(calm::message(calm::fixed(100.0 * static_cast<double>(count) / static_cast<double>(all), 1), " [",
-                                    calm::fixed(100 * interval.low, 0), ", ", calm::fixed(100 * interval.high, 0),
-                                    "]"));
+      const auto interval = calm::wilson_interval(count_right(right), static_cast<Index>(right.size()));
+      cells.push_back(calm::message(percent_right(right), " [", calm::fixed(100 * interval.low, 0), ", ",
+                                    calm::fixed(100 * interval.high, 0), "]"));
     }
     cells.push_back(std::isnan(row.nats_per_byte) ? "-" : calm::fixed(row.nats_per_byte, 4));
     const bool trained = row.cost.seconds > 0;

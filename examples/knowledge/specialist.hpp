@@ -1,9 +1,9 @@
 // The specialist: a small Llama that learns the directory by heart, asked in many ways and among other text.
 #pragma once
 
+#include "../support/training.hpp"
 #include "student.hpp"
 #include "texts.hpp"
-#include "training.hpp"
 
 #include <calm/io/model_folder.hpp>
 #include <calm/model/random_weights.hpp>
@@ -11,6 +11,9 @@
 #include <calm/model/zoo/llama.hpp>
 
 namespace knowledge {
+
+using examples::Ctx;
+using examples::TrainingCost;
 
 using Base = calm::Transformer<calm::zoo::Llama>;
 using BasePointer = std::shared_ptr<const Base>;
@@ -211,10 +214,9 @@ inline SpecialistStart fresh_specialist(const Anchor& anchor, const calm::Tokeni
       .tied_embeddings = true};
   const calm::RandomWeights random{plan.seed, plan.embedding_deviation};
   if (own_tokenizer) return {spec, random};
-  calm::StoredMatrix table;
-  calm::for_each_weight(*anchor.model, [&](const std::string& name, const auto& weight) {
-    if (name == embedding_name) table = weight;
-  });
+  const calm::ModelSpec& anchor_spec = anchor.model->spec();
+  const calm::StoredMatrix table =
+      calm::weights_of(*anchor.model)(embedding_name, anchor_spec.vocabulary, anchor_spec.width);
   const auto axes = calm::StoredMatrix::from(on_main_axes(table, plan.width, plan.embedding_deviation));
   return {spec, [random, axes](const std::string& name, Index rows, Index cols) {
             return name == embedding_name ? axes : random(name, rows, cols);
@@ -231,7 +233,7 @@ inline BasePointer teach(Ctx& ctx, const std::string& name, const SpecialistStar
                                       .steps = lessons.steps(),
                                       .final_fraction = 0.02};
   const auto run = [&]<class Model>(Model& model, const auto& convert) {
-    cost = train<Model>(ctx, model, name, schedule, {}, [&](Index step) {
+    cost = examples::train<Model>(ctx, model, name, schedule, {}, [&](Index step) {
       batch = {};
       for (calm::Example& lesson : lessons.at_step(step)) batch.add(convert(std::move(lesson)));
       return std::vector<calm::TrainingBatch<Model>>{{&batch, nullptr}};

@@ -14,7 +14,6 @@ template <class Model>
 std::vector<bool> greedy_matches(auto& ctx, const Model& model, std::span<const Example> examples,
                                  Index batch_tokens = 2048) {
   using Scalar = typename Model::Scalar;
-  using ConstView = MatrixView<const Scalar>;
   std::vector<bool> matches;
   for (std::size_t begin = 0; begin < examples.size();) {
     PackedBatch batch;
@@ -26,16 +25,8 @@ std::vector<bool> greedy_matches(auto& ctx, const Model& model, std::span<const 
       counts.push_back(batch.rows().size() - before);
       tokens += examples[begin].tokens();
     }
-    ctx.arena.reset();
-    typename Model::States states;
-    model.prepare(ctx, batch.tokens(), states);
-    const MatrixView<Scalar> x = model.forward(ctx, batch.tokens(), states, nullptr);
-    const auto count = static_cast<Index>(batch.rows().size());
-    const auto rows = ctx.arena.template matrix<Scalar>(count, x.cols);
-    const auto logits = ctx.arena.template matrix<Scalar>(count, model.spec().vocabulary);
-    typename Model::HeadCache head;
-    ctx.backend.gather_rows(ConstView(x), batch.rows(), rows);
-    model.head(ctx, ConstView(rows), logits, head);
+    KeptStates<Model> states;
+    const MatrixView<Scalar> logits = score_rows(ctx, model, batch, states, nullptr).logits;
     Index row = 0;
     for (const std::size_t scored : counts) {
       bool all = true;

@@ -32,24 +32,40 @@ struct StepResult {
   Index tokens = 0;          // that went through the model
 };
 
+/// The rows of the final stream that predict, and their logits; views into the arena.
+template <class Model>
+struct ScoredRows {
+  MatrixView<typename Model::Scalar> stream, rows, logits;  // [T, D], [scored, D], [scored, vocabulary]
+  typename Model::HeadCache head;
+};
+
+/// Runs a batch up to the logits of its scored rows. Resets the arena first; fills `kept` unless it is filled.
+template <class Model>
+ScoredRows<Model> score_rows(auto& ctx, const Model& model, const PackedBatch& batch, KeptStates<Model>& kept,
+                             typename Model::Tape* tape) {
+  using Scalar = typename Model::Scalar;
+  using ConstView = MatrixView<const Scalar>;
+  ctx.arena.reset();
+  if (!kept.filled) model.prepare(ctx, batch.tokens(), kept.states);
+  kept.filled = true;
+  ScoredRows<Model> scored;
+  scored.stream = model.forward(ctx, batch.tokens(), kept.states, tape);
+  const auto count = static_cast<Index>(batch.rows().size());
+  scored.rows = ctx.arena.template matrix<Scalar>(count, scored.stream.cols);
+  scored.logits = ctx.arena.template matrix<Scalar>(count, model.spec().vocabulary);
+  ctx.backend.gather_rows(ConstView(scored.stream), batch.rows(), scored.rows);  // only these reach the head
+  model.head(ctx, ConstView(scored.rows), scored.logits, scored.head);
+  return scored;
+}
+
 /// The losses of a batch's rows in its order, and with `grads` their gradients times `scale` added.
 template <class Model, class... Grads>
 double batch_loss(auto& ctx, const Model& model, const PackedBatch& batch, KeptStates<Model>& kept,
                   typename Model::Tape* tape, double scale, Grads&... grads) {
   using Scalar = typename Model::Scalar;
   using ConstView = MatrixView<const Scalar>;
-  const TokenBatch tokens = batch.tokens();
-  ctx.arena.reset();
-  if (!kept.filled) model.prepare(ctx, tokens, kept.states);
-  kept.filled = true;
-  const MatrixView<Scalar> x = model.forward(ctx, tokens, kept.states, tape);
-  const auto count = static_cast<Index>(batch.rows().size());
-  const auto rows = ctx.arena.template matrix<Scalar>(count, x.cols);
-  const auto logits = ctx.arena.template matrix<Scalar>(count, model.spec().vocabulary);
-  const auto losses = ctx.arena.template vector<Scalar>(count);
-  typename Model::HeadCache head;
-  ctx.backend.gather_rows(ConstView(x), batch.rows(), rows);  // only rows that are scored reach the head
-  model.head(ctx, ConstView(rows), logits, head);
+  const auto [x, rows, logits, head] = score_rows(ctx, model, batch, kept, tape);
+  const auto losses = ctx.arena.template vector<Scalar>(logits.rows);
   for (const TokenId target : batch.targets())
     require<ShapeError>(target >= 0 && target < model.spec().vocabulary, "a target token is ", target,
                         ", which is outside the vocabulary of ", model.spec().vocabulary);
@@ -57,12 +73,12 @@ double batch_loss(auto& ctx, const Model& model, const PackedBatch& batch, KeptS
   double total = 0;
   for (const Scalar loss : losses) total += static_cast<double>(loss);
   if constexpr (sizeof...(Grads) == 1) {
-    const auto drows = ctx.arena.template matrix<Scalar>(count, x.cols),
+    const auto drows = ctx.arena.template matrix<Scalar>(rows.rows, x.cols),
                dx = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
     model.head_backward(ctx, ConstView(rows), ConstView(logits), drows, head, grads...);
     ctx.backend.set_zero(dx);
     ctx.backend.scatter_rows(ConstView(drows), batch.rows(), dx);
-    model.backward(ctx, tokens, kept.states, *tape, dx, grads...);
+    model.backward(ctx, batch.tokens(), kept.states, *tape, dx, grads...);
   }
   return total;
 }

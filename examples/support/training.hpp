@@ -1,4 +1,4 @@
-// Trains any model on batches, with a progress line.
+// What the larger examples share: any model is trained on batches, with a progress line, and what that costs.
 #pragma once
 
 #include <calm/backend/cpu.hpp>
@@ -7,8 +7,9 @@
 
 #include <chrono>
 
-namespace knowledge {
+namespace examples {
 
+using calm::Index;
 using Ctx = calm::Context<calm::CpuBackend>;
 
 inline double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -23,17 +24,17 @@ struct TrainingCost {
 template <class Model>
 using Batches = std::function<std::vector<calm::TrainingBatch<Model>>(Index)>;
 
-/// Runs the schedule; `watch(step)` is called after each step and its time is not counted.
+/// Runs the schedule; `watch(step, loss)` is called after each step and its time is not counted.
 template <class Model>
 TrainingCost train(Ctx& ctx, Model& model, const std::string& name, const calm::CosineSchedule& schedule,
                    const calm::AdamWOptions& options, const Batches<Model>& batches,
-                   const std::function<void(Index)>& watch = {}, const calm::RunOptions& run = {}) {
+                   const std::function<void(Index, double)>& watch = {}) {
   calm::Trainer<Model, Ctx> trainer(ctx, model, schedule, options);
   calm::Progress progress(name, schedule.steps);
   TrainingCost cost{calm::count_parameters(model)};
   const auto start = std::chrono::steady_clock::now();
   double watching = 0, loss = 0;
-  calm::run_training<Model, Ctx>(trainer, batches, run, {}, [&](const calm::StepReport& report) {
+  calm::run_training<Model, Ctx>(trainer, batches, {}, {}, [&](const calm::StepReport& report) {
     cost.tokens += static_cast<double>(report.result.tokens);
     loss = report.step == 1 ? report.result.loss : 0.95 * loss + 0.05 * report.result.loss;
     cost.seconds = seconds_since(start) - watching;
@@ -42,7 +43,7 @@ TrainingCost train(Ctx& ctx, Model& model, const std::string& name, const calm::
                            " tokens/s");
     });
     const auto before = std::chrono::steady_clock::now();
-    if (watch) watch(report.step);
+    if (watch) watch(report.step, report.result.loss);
     watching += seconds_since(before);
   });
   progress.finish(calm::message("loss ", calm::fixed(loss, 3), "  ",
@@ -50,4 +51,4 @@ TrainingCost train(Ctx& ctx, Model& model, const std::string& name, const calm::
   return cost;
 }
 
-}  // namespace knowledge
+}  // namespace examples
