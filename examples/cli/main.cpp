@@ -1,6 +1,7 @@
 // calm: looks into models, composes them, trains the bridges and uses what came out. `calm --help` says more.
 #include "models.hpp"
 
+#include <calm/backend/cpu_bf16.hpp>
 #include <calm/model/zoo/zoo.hpp>
 
 #include <CLI/CLI.hpp>
@@ -266,7 +267,7 @@ int main(int argc, char** argv) {
     } else if (o.command == Command::tokenize) {
       tokenize(o);
     } else {
-      Ctx ctx(o.threads, o.compute == "bf16" ? calm::Compute::bf16 : calm::Compute::f32);
+      Ctx ctx(o.threads, o.compute == "bf16" ? calm::bf16_products : nullptr);
       const calm::Pretrained files(o.main_model());
       calm::zoo::All::visit(files.model_type(),
                             [&](auto architecture) { run_with<decltype(architecture)>(ctx, o, files); });

@@ -1,5 +1,6 @@
-// Products in bf16 (Compute::bf16): their error against f32, and the promises that hold in f32.
+// Products in bf16 (bf16_products): their error against f32, and the promises that hold in f32.
 #include <doctest/doctest.h>
+#include <calm/backend/cpu_bf16.hpp>
 #include <calm/tensor/half.hpp>
 #include <support/models.hpp>
 
@@ -42,7 +43,7 @@ double largest(const Matrix<float>& m) {
 }  // namespace
 
 TEST_CASE("products in bf16 differ from those in f32 by the rounding of what is multiplied, and not by nothing") {
-  Cpu f32(1), bf16(1, calm::Compute::bf16);
+  Cpu f32(1), bf16(1, calm::bf16_products);
   for (const auto& [tokens, out, in] : {std::tuple<Index, Index, Index>{7, 33, 19}, {130, 64, 300}, {1, 96, 96}}) {
     const auto w = random_matrix(out, in, 1), x = random_matrix(tokens, in, 2), dy = random_matrix(tokens, out, 3);
     const Products exact(f32, w, x, dy), rounded(bf16, w, x, dy);
@@ -58,7 +59,7 @@ TEST_CASE("products in bf16 differ from those in f32 by the rounding of what is 
 }
 
 TEST_CASE("products in bf16 are those of operands that were rounded before, to the precision of f32 sums") {
-  Cpu f32(1), bf16(1, calm::Compute::bf16);
+  Cpu f32(1), bf16(1, calm::bf16_products);
   auto w = random_matrix(45, 77, 4), x = random_matrix(21, 77, 5), dy = random_matrix(21, 45, 6);
   for (auto* m : {&w, &x, &dy})
     for (float& value : m->values()) value = calm::to_float(calm::to_bf16(value));
@@ -71,10 +72,10 @@ TEST_CASE("products in bf16 are those of operands that were rounded before, to t
 
 TEST_CASE("in bf16 the bits of a row depend neither on threads nor on the rows around it") {
   const auto w = random_matrix(70, 90, 7), x = random_matrix(150, 90, 8), dy = random_matrix(150, 70, 9);
-  Cpu one(1, calm::Compute::bf16);
+  Cpu one(1, calm::bf16_products);
   const Products expected(one, w, x, dy);
   for (const int threads : {2, 3, 4}) {
-    Cpu ctx(threads, calm::Compute::bf16);
+    Cpu ctx(threads, calm::bf16_products);
     const Products found(ctx, w, x, dy);
     for (std::size_t i = 0; i < 5; ++i)
       CHECK(std::equal(found.all()[i]->values().begin(), found.all()[i]->values().end(),
@@ -92,7 +93,7 @@ TEST_CASE("in bf16 the bits of a row depend neither on threads nor on the rows a
 }
 
 TEST_CASE("models in double are never rounded") {
-  calm::Context<calm::CpuBackend> ctx(1, calm::Compute::bf16), exact(1);
+  calm::Context<calm::CpuBackend> ctx(1, calm::bf16_products), exact(1);
   Matrix<double> w(9, 11), x(5, 11), a(5, 9), b(5, 9);
   calm::Random random(10);
   for (auto* m : {&w, &x})

@@ -113,12 +113,6 @@ concept Backend = requires(B backend, const StoredMatrix& stored, MatrixView<con
   backend.adamw(values, vector, values, values, adamw, static_cast<const double*>(sum));
 };
 
-/// How the products of linear maps are computed, for a backend that offers a choice (CpuBackend).
-enum class Compute : std::uint8_t {
-  f32,   // in the scalar type of the model
-  bf16,  // f32 operands rounded to bf16, sums in f32: cpu_bf16.hpp says what that costs in exactness
-};
-
 /// What a run owns: a backend and the memory for its activations. One thread uses a context at a time.
 template <class BackendType>
 struct Context {

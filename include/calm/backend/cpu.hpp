@@ -6,7 +6,6 @@
 
 #include <calm/backend/backend.hpp>
 #include <calm/backend/cpu_attention.hpp>
-#include <calm/backend/cpu_bf16.hpp>
 #include <calm/backend/cpu_norms.hpp>
 #include <calm/backend/cpu_product.hpp>
 
@@ -20,10 +19,10 @@ class CpuBackend : public cpu::Norms {
  public:
   using Memory = HostMemory;
 
-  explicit CpuBackend(int threads = 0, Compute compute = Compute::f32)
-      : Norms(threads), compute_(compute), scratch_(static_cast<std::size_t>(pool_.size())), bf16_(pool_) {}
-
-  Compute compute() const { return compute_; }
+  /// `products`: what computes the products of f32 linear maps, such as bf16_products; the backend itself without.
+  explicit CpuBackend(int threads = 0, MakeProducts products = nullptr)
+      : Norms(threads), scratch_(static_cast<std::size_t>(pool_.size())),
+        products_(products ? products(pool_) : nullptr) {}
 
   /// A frozen weight, as the products take it: each makes the form that it needs when it is first called.
   template <class S>
@@ -35,9 +34,6 @@ class CpuBackend : public cpu::Norms {
         if (const S* values = stored.in_place<S>()) return cpu::PanelForm<S>({values, stored.rows(), stored.cols()});
         return cpu::PanelForm<S>(stored.dense<S>().view());
       });
-    }
-    const cpu::PanelForm<cpu::Pair>& pairs() const {
-      return stored.packed<cpu::PanelForm<cpu::Pair>>([&] { return cpu::pair_form(stored); });
     }
     MatrixView<const S> dense() const {
       if (const S* values = stored.in_place<S>()) return {values, stored.rows(), stored.cols()};
@@ -52,36 +48,36 @@ class CpuBackend : public cpu::Norms {
 
   template <class S>
   [[gnu::noinline]] void multiply(FrozenWeight<S> w, MatrixView<const S> x, MatrixView<S> y, WriteMode auto mode) {
-    if constexpr (rounds<S>)
-      if (compute_ == Compute::bf16) return bf16_.multiply(x, w.pairs(), y, adds(mode));
+    if constexpr (std::is_same_v<S, float>)
+      if (products_) return products_->multiply(x, w.stored, y, adds(mode));
     cpu::multiply(pool_, x, w.panels(), y, adds(mode));
   }
   template <class S>
   [[gnu::noinline]] void multiply(MatrixView<const S> w, MatrixView<const S> x, MatrixView<S> y, WriteMode auto mode) {
-    if constexpr (rounds<S>)
-      if (compute_ == Compute::bf16) return bf16_.multiply(x, w, y, adds(mode));
+    if constexpr (std::is_same_v<S, float>)
+      if (products_) return products_->multiply(x, w, y, adds(mode));
     cpu::multiply(pool_, scratch_, x, w, y, adds(mode));
   }
 
   template <class S>
   [[gnu::noinline]] void multiply_input_gradient(FrozenWeight<S> w, MatrixView<const S> dy, MatrixView<S> dx,
                                                  WriteMode auto mode) {
-    if constexpr (rounds<S>)
-      if (compute_ == Compute::bf16) return bf16_.multiply_input_gradient(dy, w.pairs(), dx, adds(mode));
+    if constexpr (std::is_same_v<S, float>)
+      if (products_) return products_->multiply_input_gradient(dy, w.stored, dx, adds(mode));
     cpu::multiply_input_gradient(pool_, scratch_, dy, w.dense(), dx, adds(mode));
   }
   template <class S>
   [[gnu::noinline]] void multiply_input_gradient(MatrixView<const S> w, MatrixView<const S> dy, MatrixView<S> dx,
                                                  WriteMode auto mode) {
-    if constexpr (rounds<S>)
-      if (compute_ == Compute::bf16) return bf16_.multiply_input_gradient(dy, w, dx, adds(mode));
+    if constexpr (std::is_same_v<S, float>)
+      if (products_) return products_->multiply_input_gradient(dy, w, dx, adds(mode));
     cpu::multiply_input_gradient(pool_, scratch_, dy, w, dx, adds(mode));
   }
 
   template <class S>
   [[gnu::noinline]] void multiply_weight_gradient(MatrixView<const S> dy, MatrixView<const S> x, MatrixView<S> dw) {
-    if constexpr (rounds<S>)
-      if (compute_ == Compute::bf16) return bf16_.multiply_weight_gradient(dy, x, dw);
+    if constexpr (std::is_same_v<S, float>)
+      if (products_) return products_->multiply_weight_gradient(dy, x, dw);
     cpu::multiply_weight_gradient(pool_, scratch_, dy, x, dw);
   }
 
@@ -139,18 +135,15 @@ class CpuBackend : public cpu::Norms {
       const S* c = cosines.row(t);
       const S* s = sines.row(t);
       const S sign = static_cast<S>(direction);
-      const auto turn = [=](auto step, S* a, S* b, Index i) {  // step values at once
-        using Values = Eigen::Array<S, decltype(step)::value, 1>;
-        using Source = Eigen::Map<const Values>;
-        const Values first = Source(a + i), second = Source(b + i), cosine = Source(c + i), sine = Source(s + i) * sign;
-        Eigen::Map<Values>{a + i} = first * cosine - second * sine;
-        Eigen::Map<Values>{b + i} = second * cosine + first * sine;
-      };
       for (Index h = 0; h < heads; ++h) {
         S* a = x.row(t) + h * width;
-        Index i = 0;
-        for (; i + 8 <= half; i += 8) turn(std::integral_constant<int, 8>{}, a, a + half, i);
-        for (; i < half; ++i) turn(std::integral_constant<int, 1>{}, a, a + half, i);
+        S* b = a + half;
+        for (Index i = 0; i < half; ++i) {
+          const S first = a[i], second = b[i], sine = s[i] * sign;
+          const S of_second = second * sine, of_first = first * sine;
+          a[i] = first * c[i] - of_second;
+          b[i] = second * c[i] + of_first;
+        }
       }
     });
   }
@@ -310,15 +303,11 @@ class CpuBackend : public cpu::Norms {
     std::size_t bytes() const { return values.bytes(); }
   };
 
-  template <class S>
-  static constexpr bool rounds = std::is_same_v<S, float>;  // double is never rounded
-
   static constexpr bool adds(Assign) { return false; }
   static constexpr bool adds(Accumulate) { return true; }
 
-  Compute compute_;
   cpu::Scratch scratch_;  // one for each thread
-  cpu::Bf16Products bf16_;
+  std::unique_ptr<cpu::Products> products_;
 };
 
 static_assert(Backend<CpuBackend>);

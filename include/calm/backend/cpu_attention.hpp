@@ -7,8 +7,7 @@
 #pragma once
 
 #include <calm/backend/cpu_product.hpp>
-
-#include <Eigen/Core>
+#include <calm/backend/cpu_vector.hpp>
 
 #include <cmath>
 #include <limits>
@@ -17,7 +16,7 @@ namespace calm::inline CALM_ABI::cpu {
 
 inline constexpr Index query_tile = 64;  // queries whose scores exist at a time
 inline constexpr Index query_group = 8;  // queries that are multiplied with the same keys
-inline constexpr Index key_step = 16;    // whole vectors of any machine
+inline constexpr Index key_step = chunk;
 
 template <class S>
 void set_zero(MatrixView<S> m) {
@@ -132,9 +131,7 @@ struct AttentionTile {
   }
 };
 
-/// A whole step of a row of scores, as an array and as lanes that comparisons select from.
-template <class S>
-using Step = Eigen::Array<S, key_step, 1>;
+/// A whole step of a row of scores, as lanes that comparisons select from.
 template <class S>
 struct LanesOf {
   typedef S Type __attribute__((vector_size(key_step * sizeof(S)), aligned(alignof(S)),
@@ -176,30 +173,31 @@ void attention(ThreadPool& pool, Scratch& scratch, MatrixView<const S> q,
       const VisibleRange seen = tile.group_columns(group);
       tile.products(group, seen, tile.q, keys, scores);
       const Index row = group * query_group, rows = tile.group_size(group);
-      Eigen::Array<S, query_group, 1> shift = shift.Zero(), total = total.Ones();
+      static_assert(query_group <= chunk);
+      Chunk<S> shift = shift.Zero(), total = total.Ones();  // of each query
       for (Index i = 0; i < rows; ++i) {  // the scores of a query become exp(score - largest), 0 where it sees nothing
         const VisibleRange query = tile.query_columns(row + i);
         if (query.begin >= query.end) {
           std::fill(scores.row(row + i) + seen.begin, scores.row(row + i) + seen.end, S{});
           continue;
         }
-        Step<S> largest = largest.Constant(-std::numeric_limits<S>::infinity());
+        Chunk<S> largest = largest.Constant(-std::numeric_limits<S>::infinity());
         for (Index j = seen.begin; j < seen.end; j += key_step) {
-          Eigen::Map<Step<S>> step(scores.row(row + i) + j);
+          Eigen::Map<Chunk<S>> step(scores.row(row + i) + j);
           keep_inside(step.data(), j, query, -std::numeric_limits<S>::infinity());
           largest = largest.max(step);
         }
         shift[i] = largest.maxCoeff() * factor;
-        Step<S> sums = sums.Zero();
+        Chunk<S> sums = sums.Zero();
         for (Index j = seen.begin; j < seen.end; j += key_step) {
-          Eigen::Map<Step<S>> step(scores.row(row + i) + j);
+          Eigen::Map<Chunk<S>> step(scores.row(row + i) + j);
           step = (step * factor - shift[i]).exp();
           keep_inside(step.data(), j, query, S{});
           sums += step;
         }
         total[i] = sums.sum();
       }
-      const Eigen::Array<S, query_group, 1> log_sum = shift + total.log(), inverse = S{1} / total;
+      const Chunk<S> log_sum = shift + total.log(), inverse = S{1} / total;
       for (Index i = 0; i < rows; ++i) {
         const VisibleRange query = tile.query_columns(row + i);
         log_sum_exp(tile.first + row + i, head) =
@@ -251,16 +249,16 @@ void attention_backward(ThreadPool& pool, Scratch& scratch, MatrixView<const S> 
           for (Index i = row; i < row + rows; ++i) {
             const VisibleRange query = tile.query_columns(i);
             const S shift = query.begin < query.end ? log_sum_exp(tile.first + i, head) : S{};
-            Step<S> along = along.Zero();
+            Chunk<S> along = along.Zero();
             for (Index j = seen.begin; j < seen.end; j += key_step) {
-              Eigen::Map<Step<S>> probabilities(p.row(i) + j), gradients(dp.row(i) + j);
+              Eigen::Map<Chunk<S>> probabilities(p.row(i) + j), gradients(dp.row(i) + j);
               probabilities = (probabilities * factor - shift).exp();
               keep_inside(probabilities.data(), j, query, S{});
               along += probabilities * gradients;
             }
             const S delta = along.sum();
             for (Index j = seen.begin; j < seen.end; j += key_step) {
-              Eigen::Map<Step<S>> probabilities(p.row(i) + j), gradients(dp.row(i) + j);
+              Eigen::Map<Chunk<S>> probabilities(p.row(i) + j), gradients(dp.row(i) + j);
               gradients = probabilities * (gradients - delta) * factor;
             }
           }

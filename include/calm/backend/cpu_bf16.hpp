@@ -1,8 +1,8 @@
-// Products of CpuBackend in bf16 (Compute::bf16): both f32 operands are rounded to bf16 (to nearest, ties to even), the
-// products are exact, the sums are f32 in the order of k. So rounded are the weights, frozen or trained, the
-// activations and the gradients that enter a product of a linear map or of the output head, forward and backward; what
-// it writes stays f32. Embeddings, norms, attention, losses, trained weights, their gradient sums and the optimizer are
-// not rounded.
+// Products of CpuBackend in bf16, for Context<CpuBackend>(threads, bf16_products): both f32 operands are rounded to
+// bf16 (to nearest, ties to even), the products are exact, the sums are f32 in the order of k. So rounded are the
+// weights, frozen or trained, the activations and the gradients that enter a product of a linear map or of the output
+// head, forward and backward; what it writes stays f32. Embeddings, norms, attention, losses, trained weights, their
+// gradient sums and the optimizer are not rounded.
 //
 // Operands are pairs of two consecutive k, as the instruction vdpbf16ps of AVX512-BF16 takes them; other machines
 // multiply the same pairs in f32. An element's bits depend on its own row and column alone, as in cpu_product.hpp.
@@ -16,7 +16,8 @@
 #include <immintrin.h>
 #endif
 
-namespace calm::inline CALM_ABI::cpu {
+namespace calm::inline CALM_ABI {
+namespace cpu {
 
 /// The bf16 values of an even k (lower half) and of the next.
 using Pair = std::uint32_t;
@@ -75,12 +76,13 @@ inline PanelForm<Pair> pair_form(const StoredMatrix& w) {
 ///
 /// Operands that are not packed already are rounded in pieces of rows and of k, all threads together, before any tile
 /// is computed: a tile would round again what its neighbours have rounded.
-class Bf16Products {
+class Bf16Products final : public Products {
  public:
   explicit Bf16Products(ThreadPool& pool) : pool_(pool) {}
 
-  /// y = x w^T for a packed w                                        [T, in], [out, in] -> [T, out]
-  void multiply(MatrixView<const float> x, const PanelForm<Pair>& w, MatrixView<float> y, bool add) {
+  /// y = x w^T for a frozen w                                        [T, in], [out, in] -> [T, out]
+  void multiply(MatrixView<const float> x, const StoredMatrix& stored, MatrixView<float> y, bool add) override {
+    const auto& w = packed(stored);
     for_pieces(x, y, add, [&](MatrixView<const float> part, Index k, MatrixView<float> target, bool adds) {
       const auto a = rounded_rows(part);
       product(rows_of(a), a.cols, {w.values.data() + k / 2 * panel_columns<Pair>, w.values.cols()}, target, adds);
@@ -88,7 +90,7 @@ class Bf16Products {
   }
 
   /// The same for a w that changes.
-  void multiply(MatrixView<const float> x, MatrixView<const float> w, MatrixView<float> y, bool add) {
+  void multiply(MatrixView<const float> x, MatrixView<const float> w, MatrixView<float> y, bool add) override {
     for_pieces(x, y, add, [&](MatrixView<const float> part, Index k, MatrixView<float> target, bool adds) {
       const auto a = rounded_rows(part), b = rounded_rows(w.middle_cols(k, part.cols));
       const WritablePanels panels = room(a.cols, w.rows);
@@ -98,8 +100,10 @@ class Bf16Products {
     });
   }
 
-  /// dx = dy w for a packed w                                        [T, out], [out, in] -> [T, in]
-  void multiply_input_gradient(MatrixView<const float> dy, const PanelForm<Pair>& w, MatrixView<float> dx, bool add) {
+  /// dx = dy w for a frozen w                                        [T, out], [out, in] -> [T, in]
+  void multiply_input_gradient(MatrixView<const float> dy, const StoredMatrix& stored, MatrixView<float> dx,
+                               bool add) override {
+    const auto& w = packed(stored);
     for_pieces(dy, dx, add, [&](MatrixView<const float> part, Index k, MatrixView<float> target, bool adds) {
       const auto a = rounded_rows(part);
       const WritablePanels panels =
@@ -111,7 +115,8 @@ class Bf16Products {
   }
 
   /// The same for a w that changes.
-  void multiply_input_gradient(MatrixView<const float> dy, MatrixView<const float> w, MatrixView<float> dx, bool add) {
+  void multiply_input_gradient(MatrixView<const float> dy, MatrixView<const float> w, MatrixView<float> dx,
+                               bool add) override {
     for_pieces(dy, dx, add, [&](MatrixView<const float> part, Index k, MatrixView<float> target, bool adds) {
       const auto a = rounded_rows(part);
       product(rows_of(a), a.cols, paired_rows(w.middle_rows(k, part.cols)), target, adds);
@@ -119,7 +124,7 @@ class Bf16Products {
   }
 
   /// dw += dy^T x                                                    [T, out], [T, in] -> [out, in]
-  void multiply_weight_gradient(MatrixView<const float> dy, MatrixView<const float> x, MatrixView<float> dw) {
+  void multiply_weight_gradient(MatrixView<const float> dy, MatrixView<const float> x, MatrixView<float> dw) override {
     for (Index t = 0; t < x.rows; t += most_depth) {
       arena_.reset();
       const Index count = std::min(most_depth, x.rows - t), pairs = pairs_of(count);
@@ -143,6 +148,10 @@ class Bf16Products {
     Index step;
     operator Panels() const { return {data, step}; }  // NOLINT(google-explicit-constructor)
   };
+
+  static const PanelForm<Pair>& packed(const StoredMatrix& w) {
+    return w.packed<PanelForm<Pair>>([&] { return pair_form(w); });
+  }
 
   static constexpr Index most_rows = 4096, most_depth = 2048;  // of a piece
   static constexpr Index rows_at_once = 32;                    // that a thread rounds
@@ -240,4 +249,10 @@ class Bf16Products {
   Arena<HostMemory> arena_;
 };
 
-}  // namespace calm::inline CALM_ABI::cpu
+}  // namespace cpu
+
+inline std::unique_ptr<cpu::Products> bf16_products(ThreadPool& pool) {
+  return std::make_unique<cpu::Bf16Products>(pool);
+}
+
+}  // namespace calm::inline CALM_ABI

@@ -13,8 +13,32 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 
-namespace calm::inline CALM_ABI::cpu {
+namespace calm::inline CALM_ABI {
+namespace cpu {
+
+/// Products of f32 linear maps that a CpuBackend calls in place of its own: y = x w^T and its gradients, as backend.hpp
+/// has them; `add` adds to what is written. Behind a pointer, so that a program compiles only those that it asks for.
+class Products {
+ public:
+  virtual ~Products() = default;
+  virtual void multiply(MatrixView<const float> x, const StoredMatrix& w, MatrixView<float> y, bool add) = 0;
+  virtual void multiply(MatrixView<const float> x, MatrixView<const float> w, MatrixView<float> y, bool add) = 0;
+  virtual void multiply_input_gradient(MatrixView<const float> dy, const StoredMatrix& w, MatrixView<float> dx,
+                                       bool add) = 0;
+  virtual void multiply_input_gradient(MatrixView<const float> dy, MatrixView<const float> w, MatrixView<float> dx,
+                                       bool add) = 0;
+  virtual void multiply_weight_gradient(MatrixView<const float> dy, MatrixView<const float> x,
+                                        MatrixView<float> dw) = 0;
+};
+
+}  // namespace cpu
+
+/// Makes the products of a CpuBackend on its threads; such as bf16_products of cpu_bf16.hpp.
+using MakeProducts = std::unique_ptr<cpu::Products> (*)(ThreadPool&);
+
+namespace cpu {
 
 #if defined(__AVX512F__)
 inline constexpr Index vector_bytes = 64;
@@ -275,4 +299,5 @@ void multiply_weight_gradient(ThreadPool& pool, Scratch& scratch, MatrixView<con
   });
 }
 
-}  // namespace calm::inline CALM_ABI::cpu
+}  // namespace cpu
+}  // namespace calm::inline CALM_ABI

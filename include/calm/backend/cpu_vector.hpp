@@ -10,7 +10,7 @@
 
 namespace calm::inline CALM_ABI::cpu {
 
-inline constexpr Index chunk = 32;
+inline constexpr Index chunk = 16;  // whole vectors of any machine
 template <class S>
 using Chunk = Eigen::Array<S, chunk, 1>;
 

@@ -14,9 +14,11 @@ struct TappedStates {
   std::vector<Index> blocks;            // ascending, distinct
   std::vector<Buffer<Scalar>> streams;  // as blocks
 
-  explicit TappedStates(std::vector<Index> tapped = {}) : blocks(std::move(tapped)) {
-    std::sort(blocks.begin(), blocks.end());
-    blocks.erase(std::unique(blocks.begin(), blocks.end()), blocks.end());
+  explicit TappedStates(const std::vector<Index>& tapped = {}) {
+    for (const Index block : tapped) {
+      const auto place = std::lower_bound(blocks.begin(), blocks.end(), block);
+      if (place == blocks.end() || *place != block) blocks.insert(place, block);
+    }
     streams.resize(blocks.size());
   }
 

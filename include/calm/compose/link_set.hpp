@@ -11,6 +11,8 @@
 #include <calm/model/decoder.hpp>
 #include <calm/model/kv_cache.hpp>
 
+#include <algorithm>
+
 namespace calm::inline CALM_ABI {
 
 /// What a pass needs of the augments: one entry each.
@@ -56,15 +58,17 @@ class LinkSet {
     for (std::size_t k = 0; k < links_.size(); ++k) {
       const Index width = augments[static_cast<std::size_t>(links_[k].augment)].width;
       bridges_.emplace_back("links." + std::to_string(k), anchor.width, width, options);
-      at_block_[static_cast<std::size_t>(links_[k].write)].push_back(k);
+      auto& list = at_block_[static_cast<std::size_t>(links_[k].write)];
+      list.insert(std::upper_bound(list.begin(), list.end(), k,
+                                   [&](std::size_t a, std::size_t b) {
+                                     return std::pair(links_[a].augment, links_[a].tap) <
+                                            std::pair(links_[b].augment, links_[b].tap);
+                                   }),
+                  k);
       Index layer = 0;
       for (std::size_t other = 0; other < k; ++other) layer += links_[other].augment == links_[k].augment ? 1 : 0;
       layers_.push_back(layer);
     }
-    for (auto& list : at_block_)
-      std::sort(list.begin(), list.end(), [&](std::size_t a, std::size_t b) {
-        return std::pair(links_[a].augment, links_[a].tap) < std::pair(links_[b].augment, links_[b].tap);
-      });
     if (options.rotary) rotary_ = Rotary<Scalar>(anchor.width / options.heads, 10000);
   }
 
@@ -85,7 +89,7 @@ class LinkSet {
       std::vector<Index> blocks;
       for (const Link& link : links_)
         if (link.augment == static_cast<Index>(a)) blocks.push_back(link.tap);
-      taps.emplace_back(std::move(blocks));
+      taps.emplace_back(blocks);
     }
     return taps;
   }
