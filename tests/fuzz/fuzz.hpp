@@ -33,6 +33,7 @@ class Folder {
 
   /// Not atomic, and so much faster than calm's own writer.
   std::filesystem::path write(const std::string& name, std::string_view bytes) const {
+    std::filesystem::remove(path_ / name);  // some file systems wait for the disk where a file is cut to nothing first
     std::ofstream(path_ / name, std::ios::binary) << bytes;
     return path_ / name;
   }
