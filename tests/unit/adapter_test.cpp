@@ -455,6 +455,8 @@ TEST_CASE("a config.json that this architecture does not cover is refused by the
   refused("num_hidden_layers", [](Json& c) { c["num_hidden_layers"] = 0; });
   refused("head_dim", [](Json& c) { c["head_dim"] = std::int64_t{1} << 31; });
   refused("heads", [](Json& c) { c["num_key_value_heads"] = 3; });
+  refused("config.json: the epsilon of the norms", [](Json& c) { c["rms_norm_eps"] = -1e-5; });
+  refused("config.json: a rotary base", [](Json& c) { c["rope_theta"] = 0; });
   refused("model.layers.0.mlp", [](Json& c) { c["intermediate_size"] = 25; });
   refused("model.layers.2", [](Json& c) { c["num_hidden_layers"] = 3; });
   refused("model.layers.1.input_layernorm.weight\" belongs to no weight", [](Json& c) { c["num_hidden_layers"] = 1; });

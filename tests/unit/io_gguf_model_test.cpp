@@ -1,7 +1,11 @@
 #include <calm/io/gguf_model.hpp>
+#include <calm/model/transformer.hpp>
+#include <calm/model/zoo/llama.hpp>
 
 #include <doctest/doctest.h>
 #include <support/gguf_builder.hpp>
+
+#include <limits>
 
 using namespace calm;
 
@@ -67,5 +71,61 @@ TEST_CASE("rotary divisors of a wrong number are refused with both numbers") {
   const std::vector<float> values(3, 1.0F);
   file.add_tensor("rope_freqs.weight", {3}, f32, {reinterpret_cast<const char*>(values.data()), 12});
   CHECK_THROWS_WITH_AS(config_of(file), "model.gguf: tensor \"rope_freqs.weight\" holds 3 values; expected 4",
+                       FormatError);
+}
+
+TEST_CASE("an epsilon or a rotary base that is no number to compute with is refused, and the file named") {
+  constexpr float nan = std::numeric_limits<float>::quiet_NaN(), infinity = std::numeric_limits<float>::infinity();
+  const auto refused = [](const std::string& key, float value) {
+    GgufBuilder file = model_of("llama");
+    file.set_number(key, GgufType::f32, value);
+    add_table(file);
+    try {
+      config_of(file);
+      return false;
+    } catch (const Error& error) {
+      return std::string_view(error.what()).find("model.gguf") != std::string_view::npos;
+    }
+  };
+  const std::string epsilon = "llama.attention.layer_norm_rms_epsilon", base = "llama.rope.freq_base";
+  for (const float value : {nan, infinity, -1e-5F}) CHECK(refused(epsilon, value));
+  for (const float value : {nan, infinity, -1.0F, 0.0F}) CHECK(refused(base, value));
+  CHECK(!refused(epsilon, 1e-6F));
+  CHECK(!refused(base, 5e5F));
+}
+
+TEST_CASE("a tensor that belongs to no weight is refused by name, for it would be left out of the model") {
+  GgufBuilder file;
+  file.set_string("general.architecture", "llama");
+  for (const auto& [key, value] : {std::pair{"embedding_length", 32U},
+                                   {"feed_forward_length", 48U},
+                                   {"block_count", 1U},
+                                   {"context_length", 64U},
+                                   {"attention.head_count", 4U}})
+    file.set_integer(std::string("llama.") + key, value);
+  const auto add = [](GgufBuilder& to, const std::string& name, const std::vector<std::uint64_t>& dimensions) {
+    std::uint64_t count = 4;
+    for (const std::uint64_t n : dimensions) count *= n;
+    to.add_tensor(name, dimensions, f32, std::string(count, '\0'));
+  };
+  add(file, "token_embd.weight", {32, 2});
+  add(file, "output_norm.weight", {32});
+  for (const std::string name : {"attn_norm", "ffn_norm"}) add(file, "blk.0." + name + ".weight", {32});
+  for (const std::string name : {"attn_q", "attn_k", "attn_v", "attn_output"})
+    add(file, "blk.0." + name + ".weight", {32, 32});
+  for (const std::string name : {"ffn_gate", "ffn_up"}) add(file, "blk.0." + name + ".weight", {32, 48});
+  add(file, "blk.0.ffn_down.weight", {48, 32});
+  const auto open = [](const GgufBuilder& builder) {
+    const GgufFile gguf(FileMap::of_bytes("model.gguf", builder.bytes()));
+    const ModelSpec spec = read_gguf_config(gguf).spec;
+    GgufWeights<zoo::Llama> weights(gguf, spec);
+    const Transformer<zoo::Llama> model(spec, weights);
+    weights.check_all_used();
+  };
+  open(file);
+  GgufBuilder biased = file;
+  add(biased, "blk.0.attn_q.bias", {32});
+  CHECK_THROWS_WITH_AS(open(biased),
+                       "model.gguf: tensor \"blk.0.attn_q.bias\" belongs to no weight of a model of type llama",
                        FormatError);
 }
