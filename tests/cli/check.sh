@@ -35,7 +35,43 @@ if ! cmp "$out/alone.safetensors" "$out/composed.safetensors"; then
   failed=1
 fi
 
+# The same models with a tokenizer of single characters, which pads the vocabulary of 61.
+entries='"<s>":0' id=0
+for character in {a..z} ' ' = + {0..9}; do
+  id=$((id + 1))
+  entries+=",\"$character\":$id"
+done
+for name in llama llama_narrow; do
+  mkdir "$out/$name"
+  cp "$data/$name/config.json" "$data/$name/model.safetensors" "$out/$name"
+  echo "{\"version\":\"1.0\",\"added_tokens\":[{\"id\":0,\"content\":\"<s>\",\"single_word\":false,\"lstrip\":false,\
+\"rstrip\":false,\"normalized\":false,\"special\":true}],\"normalizer\":null,\"pre_tokenizer\":null,\"post_processor\":null,\
+\"decoder\":null,\"model\":{\"type\":\"BPE\",\"vocab\":{$entries},\"merges\":[]}}" >"$out/$name/tokenizer.json"
+done
+texts=(--anchor "$out/llama" --augment "$out/llama_narrow")
+lines() {
+  for word in "$@"; do echo "{\"prompt\": \"$word=\", \"completion\": \"${word}1\"}"; done
+}
+lines ab cd ef >"$out/first.jsonl"
+lines gh ij kl >"$out/second.jsonl"
+expect 0 "2 links" init "${texts[@]}" --links-count 2 --out "$out/fresh"
+learn=(train "${texts[@]}" --adapter "$out/fresh" --batch-tokens 8 --out "$out/learned")
+expect 0 "after 4 steps" "${learn[@]}" --data "$out/first.jsonl" --steps 4
+expect 0 "were done before" "${learn[@]}" --data "$out/first.jsonl" --steps 4 --resume
+expect 1 "belongs to a run with other options" "${learn[@]}" --data "$out/second.jsonl" --steps 4 --resume
+expect 1 "belongs to a run with other options" "${learn[@]}" --data "$out/first.jsonl" --steps 5 --resume
+
+# What stands before a stop string is what eval compares.
+text=$("$program" generate --model "$out/llama" --prompt "ab=" --max-new-tokens 24 --json 2>/dev/null |
+  sed 's/.*"text":"\([^"]*\)".*/\1/')
+stop=${text:5:1} before=${text%%"${text:5:1}"*}
+echo "{\"prompt\": \"ab=\", \"completion\": \"$before\"}" >"$out/stop.jsonl"
+compare=(eval --model "$out/llama" --data "$out/stop.jsonl" --max-new-tokens 24)
+expect 0 "exact: 100" "${compare[@]}" --stop "$stop"
+expect 0 "exact: 0" "${compare[@]}"
+
 expect 2 "subcommand" unknown
+expect 1 "cannot be spread" init "${both[@]}" --links-count 1000000000000 --out "$out/none"
 expect 2 "--ids or --text" logits --model "$base" --out "$out/none"
 expect 2 "--model or --anchor" logits --ids 1 --out "$out/none"
 expect 2 "--links or --links-count" init "${both[@]}" --out "$out/none"
