@@ -3,7 +3,8 @@ to the library `tokenizers` on more than 2,000 lines of mixed scripts, code, con
 
 The reference is what transformers' AutoTokenizer builds from the same .gguf file. For SmolLM2 that leaves out what the file's
 tokenizer.ggml.pre, "smollm", stands for, each digit by itself; the pre-tokenizer of SmolLM2's own tokenizer.json (Digits, then
-ByteLevel) is put in its place. Lines are given to both without special tokens
+ByteLevel) is put in its place. For Gemma 3 it leaves out that SentencePiece finds the file's user defined tokens (runs of spaces and
+line ends, HTML tags) before it merges anything; they are added. Lines are given to both without special tokens
 at the beginning and end, so that only the segmentation is compared.
 
     CALM_MODELS=models CALM_PROGRAM=build/release/bin/calm python tests/python/check_real_tokenizers.py
@@ -16,13 +17,23 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tokenizers import pre_tokenizers
+from gguf import GGUFReader
+from tokenizers import AddedToken, pre_tokenizers
 from transformers import AutoTokenizer
 
 from test_tokenizer import make_lines
 
 MODELS = Path(os.environ.get("CALM_MODELS", "models"))
+USER_DEFINED = 4  # of tokenizer.ggml.token_type
 PROGRAM = os.environ.get("CALM_PROGRAM", "build/release/bin/calm")
+
+
+def user_defined_tokens(path):
+    """Those of a SentencePiece vocabulary, with the marks that its normalizer writes for spaces."""
+    fields = GGUFReader(path).fields
+    tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    return [bytes(tokens.parts[token]).decode().replace(" ", "\u2581") for token, kind in zip(tokens.data, types.data)
+            if types.parts[kind][0] == USER_DEFINED]
 
 
 def check(name, lines):
@@ -30,6 +41,8 @@ def check(name, lines):
     if name.startswith("SmolLM2"):
         reference.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
+    else:
+        reference.add_tokens([AddedToken(token, normalized=True) for token in user_defined_tokens(MODELS / name)])
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "lines.jsonl"
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -237,6 +237,21 @@ TEST_CASE("a GGUF vocabulary of SentencePiece joins by score, the leftmost first
   CHECK(ids_of(calm::make_tokenizer(file, "m.gguf").encode("ab")) == Ids{5});
 }
 
+TEST_CASE("user defined tokens of SentencePiece are found after spaces have become marks, longest first") {
+  calm::GgufVocabulary file = small_gguf();
+  file.add_bos = false;
+  file.add_space_prefix = false;  // as Gemma's
+  for (const std::string token : {"  ", "   "}) {
+    file.tokens.push_back(token);
+    file.scores.push_back(0);
+    file.token_types.push_back(4);
+  }
+  const calm::Tokenizer tokenizer = calm::make_tokenizer(file, "m.gguf");
+  CHECK(tokenizer.encode("a\u2581 \u2581a") == std::vector<EncodedToken>{{3, 0, 1}, {11, 1, 8}, {3, 8, 9}});
+  CHECK(tokenizer.encode("a     b") == std::vector<EncodedToken>{{3, 0, 1}, {11, 1, 4}, {10, 4, 6}, {4, 6, 7}});
+  CHECK(tokenizer.decode(ids_of(tokenizer.encode("a     b"))) == "a     b");
+}
+
 TEST_CASE("a GGUF vocabulary of GPT-2 is the tokenizer of the same tokenizer.json") {
   calm::GgufVocabulary file;
   file.model = "gpt2";

@@ -90,6 +90,9 @@ class GgufVocabularyReader {
       added.id = id;
       added.content = token;
       added.special = type == control;
+      // SentencePiece finds user defined tokens where spaces are marks already; beside a mark that stands in the text,
+      // too. A prefix that is put before every text would be put before these tokens as well.
+      added.normalized = type == user_defined && !parts_.bpe.byte_level && !file_.add_space_prefix.value_or(true);
       parts_.added.push_back(added);
       // A byte-level merge may lead to a user defined token; to a control token, no merge does.
       const bool in_alphabet = parts_.bpe.byte_level && alphabet_.decode(token, bytes);
