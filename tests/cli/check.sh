@@ -61,6 +61,14 @@ expect 0 "were done before" "${learn[@]}" --data "$out/first.jsonl" --steps 4 --
 expect 1 "belongs to a run with other options" "${learn[@]}" --data "$out/second.jsonl" --steps 4 --resume
 expect 1 "belongs to a run with other options" "${learn[@]}" --data "$out/first.jsonl" --steps 5 --resume
 
+# An adapter keeps the alignment that it was made for.
+expect 0 "1 links" init "${texts[@]}" --links-count 1 --alignment bytes --out "$out/by_bytes"
+expect 0 "ids" generate "${texts[@]}" --adapter "$out/by_bytes" --prompt "ab=" --max-new-tokens 2 --json
+expect 1 "the adapter was made for the alignment bytes" \
+  generate "${texts[@]}" --adapter "$out/by_bytes" --alignment identity --prompt "ab="
+expect 1 "augment 0 of the adapter has the tokenizer" \
+  generate --anchor "$out/llama" --augment "$narrow" --adapter "$out/by_bytes" --prompt "ab="
+
 # What stands before a stop string is what eval compares.
 text=$("$program" generate --model "$out/llama" --prompt "ab=" --max-new-tokens 24 --json 2>/dev/null |
   sed 's/.*"text":"\([^"]*\)".*/\1/')

@@ -249,6 +249,7 @@ TEST_CASE("a configuration that is not understood is refused by the key") {
   refused("rank", [](Json& c) { c["options"]["rank"] = 13; });
   refused("norms", [](Json& c) { c["options"]["norms"] = 1; });
   refused("options", [](Json& c) { c.erase("options"); });
+  refused("\"alignment\" is \"letters\"", [](Json& c) { c["alignment"] = "letters"; });
   refused("links", [](Json& c) { c["links"] = Json::object(); });
   refused("0:2>1", [](Json& c) { c["links"][0] = {{"augment", 0}, {"tap", 2}, {"write", 1}}; });
   refused("2:0>1", [](Json& c) { c["links"][0] = {{"augment", 2}, {"tap", 0}, {"write", 1}}; });
