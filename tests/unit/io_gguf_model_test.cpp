@@ -95,26 +95,22 @@ TEST_CASE("an epsilon or a rotary base that is no number to compute with is refu
 }
 
 TEST_CASE("a tensor that belongs to no weight is refused by name, for it would be left out of the model") {
-  GgufBuilder file;
-  file.set_string("general.architecture", "llama");
-  for (const auto& [key, value] : {std::pair{"embedding_length", 32U},
-                                   {"feed_forward_length", 48U},
-                                   {"block_count", 1U},
-                                   {"context_length", 64U},
-                                   {"attention.head_count", 4U}})
-    file.set_integer(std::string("llama.") + key, value);
+  GgufBuilder file = model_of("llama");
+  add_table(file);
   const auto add = [](GgufBuilder& to, const std::string& name, const std::vector<std::uint64_t>& dimensions) {
     std::uint64_t count = 4;
     for (const std::uint64_t n : dimensions) count *= n;
     to.add_tensor(name, dimensions, f32, std::string(count, '\0'));
   };
-  add(file, "token_embd.weight", {32, 2});
   add(file, "output_norm.weight", {32});
-  for (const std::string name : {"attn_norm", "ffn_norm"}) add(file, "blk.0." + name + ".weight", {32});
-  for (const std::string name : {"attn_q", "attn_k", "attn_v", "attn_output"})
-    add(file, "blk.0." + name + ".weight", {32, 32});
-  for (const std::string name : {"ffn_gate", "ffn_up"}) add(file, "blk.0." + name + ".weight", {32, 48});
-  add(file, "blk.0.ffn_down.weight", {48, 32});
+  for (int i = 0; i < 6; ++i) {
+    const std::string block = "blk." + std::to_string(i) + ".";
+    for (const std::string name : {"attn_norm", "ffn_norm"}) add(file, block + name + ".weight", {32});
+    for (const std::string name : {"attn_q", "attn_k", "attn_v", "attn_output"})
+      add(file, block + name + ".weight", {32, 32});
+    for (const std::string name : {"ffn_gate", "ffn_up"}) add(file, block + name + ".weight", {32, 48});
+    add(file, block + "ffn_down.weight", {48, 32});
+  }
   const auto open = [](const GgufBuilder& builder) {
     const GgufFile gguf(FileMap::of_bytes("model.gguf", builder.bytes()));
     const ModelSpec spec = read_gguf_config(gguf).spec;
