@@ -288,7 +288,7 @@ class Parts {
     grads_.set_zero();
     double squares = 0;
     ctx_.backend.sum_of_squares(std::span<const float>(grads_.values()), &squares);
-    optimizer_.update(ctx_, model_, grads_, std::sqrt(squares), 1e-4, 1);
+    optimizer_.update(ctx_, grads_, std::sqrt(squares), 1e-4, 1);
   }
 
  private:

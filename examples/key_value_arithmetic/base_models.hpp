@@ -40,7 +40,8 @@ inline BasePointer freeze(const TrainedModel& model) {
 inline BasePointer train_key_value_model(Ctx& ctx, const Dictionary& dictionary, std::uint64_t seed,
                                          double effort = 1) {
   TrainedModel model(key_value_spec(), calm::RandomWeights{seed, 0.05});
-  const TrainingPlan plan{.steps = static_cast<Index>(effort * 7200), .batch = 64, .learning_rate = 2e-3, .seed = seed};
+  const TrainingPlan plan{
+      .steps = static_cast<Index>(effort * 7200), .batch = 64, .learning_rate = 2e-3, .seed = seed, .max_shares = 1};
   const auto& keys = dictionary.keys();
   const Task few =
       substitution(dictionary, {keys.begin(), keys.begin() + dictionary.size() / 10}, {0.05, 0.45, 0.35, 0.15});
@@ -56,8 +57,12 @@ inline BasePointer train_key_value_model(Ctx& ctx, const Dictionary& dictionary,
 inline BasePointer train_arithmetic_model(Ctx& ctx, const Dictionary& dictionary, std::uint64_t seed,
                                           double effort = 1) {
   TrainedModel model(arithmetic_spec(), calm::RandomWeights{seed, 0.05});
-  const TrainingPlan plan{
-      .steps = static_cast<Index>(effort * 14400), .batch = 64, .learning_rate = 1.5e-3, .warmup = 200, .seed = seed};
+  const TrainingPlan plan{.steps = static_cast<Index>(effort * 14400),
+                          .batch = 64,
+                          .learning_rate = 1.5e-3,
+                          .warmup = 200,
+                          .seed = seed,
+                          .max_shares = 1};
   const Index largest = dictionary.size();
   const Task two = arithmetic(dictionary, {.operands = {0, 1}, .half_solved = 0, .largest = largest});
   const Task some = arithmetic(dictionary, {{0.02, 0.6, 0.38}, 0.15, 0.15, 0.3, 0.4, largest});

@@ -14,6 +14,7 @@ struct TrainingPlan {
   Index warmup = 100;
   double weight_decay = 0.01;
   std::uint64_t seed = 1;
+  Index max_shares = 12;  // of a step; the bits of the weights depend on it
 };
 
 /// `task(step)` is the task of a step; `watch(step, loss)` is called after each. Returns the seconds of training.
@@ -28,7 +29,7 @@ double train(Ctx& ctx, Model& model, const std::string& name, const TrainingPlan
                batch = batch_of(task(step), plan.seed, step, plan.batch);
                return std::vector<calm::TrainingBatch<Model>>{{&batch, nullptr}};
              },
-             watch)
+             watch, plan.max_shares)
       .seconds;
 }
 

@@ -24,12 +24,13 @@ struct TrainingCost {
 template <class Model>
 using Batches = std::function<std::vector<calm::TrainingBatch<Model>>(Index)>;
 
-/// Runs the schedule; `watch(step, loss)` is called after each step and its time is not counted.
+/// Runs the schedule; `watch(step, loss)` is called after each step and its time is not counted. `max_shares` is that
+/// of calm::Trainer.
 template <class Model>
 TrainingCost train(Ctx& ctx, Model& model, const std::string& name, const calm::CosineSchedule& schedule,
                    const calm::AdamWOptions& options, const Batches<Model>& batches,
-                   const std::function<void(Index, double)>& watch = {}) {
-  calm::Trainer<Model, Ctx> trainer(ctx, model, schedule, options);
+                   const std::function<void(Index, double)>& watch = {}, Index max_shares = 12) {
+  calm::Trainer<Model, Ctx> trainer(ctx, model, schedule, options, max_shares);
   calm::Progress progress(name, schedule.steps);
   TrainingCost cost{calm::count_parameters(model)};
   const auto start = std::chrono::steady_clock::now();

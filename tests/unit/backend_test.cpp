@@ -176,6 +176,11 @@ std::vector<S> everything(CpuBackend& backend) {
     keep(copy_of(r.dk.in())), keep(copy_of(r.dv.in()));
   }
 
+  Matrix<S> scaled(rows, in), sums(1, in);
+  backend.scale_columns(constant(x), row_of(weight), scaled.view(), Assign{});
+  backend.add_column_products(constant(x), constant(dx), sums.values());
+  keep(scaled), keep(sums);
+
   const auto gate = random_matrix<S>(1, 1, 6);
   Matrix<S> ddelta(rows, in), dgate_value(1, 1), m(out, in), v(out, in), values = w;
   backend.gate_gradient(row_of(gate), constant(x), constant(dx), ddelta.view(), dgate_value.values());
@@ -575,6 +580,13 @@ TEST_CASE_TEMPLATE("sums, scales and gates are those of the reference", S, float
       check_output(Strided<S>(rows, cols), [&](auto& backend, MatrixView<S> y) { backend.scale(x.in(), -0.3, y); });
       check_output(Strided<S>(rows, cols, 5),
                    [&](auto& backend, MatrixView<S> y) { backend.add_gated(row_of(gate), x.in(), y); });
+      const Matrix<S> factors = random_matrix<S>(1, cols, 7);
+      check_both_modes<S>(rows, cols, [&](auto& backend, MatrixView<S> y, auto mode) {
+        backend.scale_columns(x.in(), row_of(factors), y, mode);
+      });
+      check_output(Strided<S>(1, cols, 8), [&](auto& backend, MatrixView<S> sums) {
+        backend.add_column_products(x.in(), dtotal.in(), calm::flat(sums));
+      });
       Strided<S> dgate(1, 1, 6);
       check_output(dgate, [&](auto& backend, MatrixView<S> d) {
         Strided<S> ddelta(rows, cols);

@@ -366,6 +366,59 @@ TEST_CASE("a bridge adds to the stream's total, and its input gradient to what i
   }
 }
 
+namespace {
+
+/// A module whose weights are those of a KeyValueMap.
+struct AllMaps {
+  static void visit(auto& self, const std::string& prefix, auto&& fn) {
+    using Map = calm::KeyValueMap<double>;
+    Map::visit_projection(self.maps, prefix, fn);
+    Map::visit_maps(self.maps, prefix, fn);
+    Map::visit_norm(self.maps, prefix, fn);
+  }
+  calm::KeyValueMap<double>& maps;
+};
+
+}  // namespace
+
+TEST_CASE("keys and values on folded weights, and their gradients, are those map by map") {
+  for (const bool norm : {false, true}) {
+    CAPTURE(norm);
+    calm::KeyValueMap<double> maps("maps", 6, 7, norm, 0, 1);
+    AllMaps module{maps};
+    randomise(module, 2);
+    const auto check = [&](auto& ctx) {
+      constexpr Index rows = 40, piece = 5;  // folding pays from 2 * 36 * 7 / (72 - 42) = 16 rows on
+      const Matrix<double> a = random_matrix<double>(rows, 7, 3), dk = random_matrix<double>(rows, 6, 4),
+                           dv = random_matrix<double>(rows, 6, 5);
+      Matrix<double> k(rows, 6), v(rows, 6), k_apart(rows, 6), v_apart(rows, 6);
+      Gradients<double> grads(module), apart(module);
+      const auto run = [&](Index first, Index count, Matrix<double>& keys, Matrix<double>& values, auto& into) {
+        ctx.arena.reset();
+        const auto part = [&](const Matrix<double>& m) { return constant(m).middle_rows(first, count); };
+        typename calm::KeyValueMap<double>::Cache cache;
+        maps.forward(ctx, part(a), keys.view().middle_rows(first, count), values.view().middle_rows(first, count),
+                     cache);
+        CHECK(cache.projection.empty() == (count == piece));
+        maps.backward(ctx, part(a), part(dk), part(dv), cache, into);
+      };
+      run(0, rows, k, v, grads);
+      for (Index t = 0; t < rows; t += piece) run(t, piece, k_apart, v_apart, apart);
+      CHECK(relative_difference(k, k_apart) < 1e-12);
+      CHECK(relative_difference(v, v_apart) < 1e-12);
+      double worst = 0, largest = 0;
+      for (std::size_t i = 0; i < grads.values().size(); ++i) {
+        worst = std::max(worst, std::abs(grads.values()[i] - apart.values()[i]));
+        largest = std::max(largest, std::abs(apart.values()[i]));
+      }
+      CHECK(worst < 1e-12 * largest);
+    };
+    Cpu cpu(2);
+    Reference reference;
+    check(cpu), check(reference);
+  }
+}
+
 TEST_CASE("weights of another shape or none are refused by name") {
   const calm::Linear<Trainable, double> module("known", 2, 3, source);
   const auto give = calm::weights_of(module);

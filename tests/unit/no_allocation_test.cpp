@@ -1,6 +1,7 @@
 // After the first step, training and decoding ask the system for no memory: neither calm nor Eigen nor the standard
 // library.
 #include <doctest/doctest.h>
+#include <calm/train/trainer.hpp>
 #include <support/models.hpp>
 
 #include <atomic>
@@ -199,4 +200,19 @@ TEST_CASE("a pass over a smaller batch allocates nothing" * doctest::skip(!count
   };
   pass(large), pass(large);
   CHECK(allocations_of([&] { pass(small); }) == 0);
+}
+
+TEST_CASE("a step in shares allocates nothing after the first" * doctest::skip(!counts)) {
+  calm::PackedBatch batch;
+  for (std::uint64_t i = 0; i < 12; ++i) batch.add({random_tokens(20, 151, i), random_tokens(130, 151, 100 + i)});
+  REQUIRE(batch.pieces().size() > 4);
+  const std::vector<calm::TrainingBatch<Composed>> batches = {{&batch, nullptr}};
+  for (const int threads : {1, 2, 3}) {
+    CAPTURE(threads);
+    Composed model = make_model({}, false);
+    Cpu ctx(threads);
+    calm::Trainer trainer(ctx, model, calm::CosineSchedule{.peak = 1e-3, .warmup = 0, .steps = 9});
+    for (int i = 0; i < 2; ++i) trainer.step(std::span(batches));  // the second joins the pieces of the arenas
+    CHECK(allocations_of([&] { trainer.step(std::span(batches)); }) == 0);
+  }
 }

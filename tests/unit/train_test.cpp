@@ -277,6 +277,91 @@ TEST_CASE("accumulated batches give the step of one batch that holds them all") 
   CHECK(one.loss == doctest::Approx(losses / static_cast<double>(joined.rows().size())).epsilon(1e-6));
 }
 
+namespace {
+
+/// About 2,000 tokens: several pieces.
+std::vector<Example> many_examples() { return random_examples(360, 7); }
+
+}  // namespace
+
+TEST_CASE("the pieces of a batch hold its sequences in order, and none is larger than it must be") {
+  const auto examples = many_examples();
+  const PackedBatch batch(examples);
+  const auto pieces = batch.pieces();
+  REQUIRE(pieces.size() > 4);
+  Index tokens = 0, sequences = 0;
+  std::vector<TokenId> ids, targets;
+  std::vector<Index> rows;
+  for (const PackedBatch& piece : pieces) {
+    CHECK(piece.tokens().tokens() <= PackedBatch::piece_tokens);
+    CHECK(piece.pieces().size() == 1);
+    CHECK(piece.pieces().data() == &piece);
+    ids.insert(ids.end(), piece.tokens().ids.begin(), piece.tokens().ids.end());
+    targets.insert(targets.end(), piece.targets().begin(), piece.targets().end());
+    for (const Index row : piece.rows()) rows.push_back(tokens + row);
+    for (Index s = 0; s < piece.tokens().sequences(); ++s)
+      CHECK(piece.tokens().prompt_length(s) == batch.tokens().prompt_length(sequences + s));
+    tokens += piece.tokens().tokens();
+    sequences += piece.tokens().sequences();
+  }
+  CHECK(std::equal(ids.begin(), ids.end(), batch.tokens().ids.begin(), batch.tokens().ids.end()));
+  CHECK(std::equal(targets.begin(), targets.end(), batch.targets().begin(), batch.targets().end()));
+  CHECK(std::equal(rows.begin(), rows.end(), batch.rows().begin(), batch.rows().end()));
+
+  const Example longest{random_tokens(2, vocabulary, 1), random_tokens(PackedBatch::piece_tokens + 9, vocabulary, 2)};
+  PackedBatch around;
+  for (const Example& example : {examples[0], longest, examples[1]}) around.add(example);
+  REQUIRE(around.pieces().size() == 3);
+  CHECK(around.pieces()[1].tokens().tokens() == PackedBatch::piece_tokens + 10);
+}
+
+TEST_CASE("a step in shares is the step of the whole batch, and has the same bits for any number of threads") {
+  const PackedBatch batch(many_examples());
+  const auto step_on = [&](int threads, Index shares, calm::KeptStates<Composed>* kept = nullptr) {
+    Cpu ctx(threads);
+    Composed model = make_model();
+    calm::Trainer trainer(ctx, model, schedule_of_nine, {}, shares);
+    const TrainingBatch one{&batch, kept};
+    CHECK(trainer.step(std::span(&one, 1)).tokens == batch.tokens().tokens());
+    const Matrix<float> gradients = gradients_in(trainer);
+    trainer.step(std::span(&one, 1));  // from kept states
+    return std::pair(gradients, weights_in(model));
+  };
+  const auto whole = step_on(1, 1);
+  for (const Index shares : {2, 3, 12}) {
+    CAPTURE(shares);
+    const auto expected = step_on(1, shares);
+    CHECK(!same_bits(expected.first, whole.first));  // or nothing was cut
+    CHECK(relative_difference(expected.first, whole.first) < 1e-5);
+    CHECK(relative_difference(expected.second, whole.second) < 1e-3);  // AdamW magnifies small gradients
+    for (const int threads : {2, 3, 4, 7}) {
+      CAPTURE(threads);
+      calm::KeptStates<Composed> kept;
+      const auto found = step_on(threads, shares, threads == 3 ? &kept : nullptr);
+      CHECK(same_bits(found.first, expected.first));
+      CHECK(same_bits(found.second, expected.second));
+    }
+  }
+  const auto loss_on = [&](int threads) {
+    Cpu ctx(threads);
+    return calm::mean_loss(ctx, make_model(), std::span(&batch, 1));
+  };
+  for (const int threads : {2, 3, 4}) CHECK(loss_on(threads) == loss_on(1));
+}
+
+TEST_CASE("what goes wrong in a share is thrown by the step, and the next step works") {
+  Cpu ctx(3);
+  Composed model = make_model();
+  Trainer trainer(ctx, model, schedule_of_nine);
+  auto examples = many_examples();
+  const PackedBatch good(examples);
+  examples[200].completion[0] = vocabulary;
+  const Matrix<float> before = weights_in(model);
+  CHECK_THROWS_AS(trainer.step(PackedBatch(examples)), calm::ShapeError);
+  CHECK(same_bits(weights_in(model), before));
+  CHECK(std::isfinite(trainer.step(good).loss));
+}
+
 TEST_CASE("the norm is reported before clipping, and what the optimizer takes has the norm of the clip") {
   const PackedBatch batch(random_examples(6, 4));
   Matrix<float> unclipped;

@@ -89,6 +89,9 @@ concept Backend = requires(B backend, const StoredMatrix& stored, MatrixView<con
   // y[t] += bias; and dbias += the sum of dy[t]
   backend.add_bias(vector, out);
   backend.add_columns(in, values);
+  // y[t] = x[t] * factors, column by column; and sums[j] += the sum over t of a[t, j] b[t, j]
+  backend.scale_columns(in, vector, out, Assign{});
+  backend.add_column_products(in, in, values);
   // cos and sin of position * frequency                           [T, frequencies]
   backend.rotary_angles(positions, vector, out, out);
   // rotates pairs (i, i + frequencies) of each head in place; direction +1 forward, -1 backward

@@ -10,6 +10,7 @@
 #include <calm/backend/cpu_product.hpp>
 
 #include <cmath>
+#include <tuple>
 
 namespace calm::inline CALM_ABI {
 
@@ -21,8 +22,11 @@ class CpuBackend : public cpu::Norms {
 
   /// `products`: what computes the products of f32 linear maps, such as bf16_products; the backend itself without.
   explicit CpuBackend(int threads = 0, MakeProducts products = nullptr)
-      : Norms(threads), scratch_(static_cast<std::size_t>(pool_.size())),
+      : Norms(threads), scratch_(static_cast<std::size_t>(pool_.size())), make_products_(products),
         products_(products ? products(pool_) : nullptr) {}
+
+  /// What another backend must be made with, beside its threads, to give the same bits.
+  auto options() const { return std::tuple(make_products_); }
 
   /// A frozen weight, as the products take it: each makes the form that it needs when it is first called.
   template <class S>
@@ -307,6 +311,7 @@ class CpuBackend : public cpu::Norms {
   static constexpr bool adds(Accumulate) { return true; }
 
   cpu::Scratch scratch_;  // one for each thread
+  MakeProducts make_products_;
   std::unique_ptr<cpu::Products> products_;
 };
 

@@ -143,6 +143,26 @@ class Norms : public Tiles {
         for (Index j = 0; j < count; ++j) target[j] += dy(t, first + j);
     });
   }
+
+  template <class S, WriteMode Mode>
+  void scale_columns(MatrixView<const S> x, std::span<const S> factors, MatrixView<S> y, Mode) {
+    for_rows(x.rows, [&](Index t) {
+      for (Index j = 0; j < x.cols; ++j) {
+        const S value = x(t, j) * factors[static_cast<std::size_t>(j)];
+        if constexpr (std::is_same_v<Mode, Assign>) y(t, j) = value;
+        else y(t, j) += value;
+      }
+    });
+  }
+
+  template <class S>
+  void add_column_products(MatrixView<const S> a, MatrixView<const S> b, std::span<S> sums) {
+    for_columns(a.cols, [&](Index first, Index count) {
+      S* target = sums.data() + first;
+      for (Index t = 0; t < a.rows; ++t)
+        for (Index j = 0; j < count; ++j) target[j] += a(t, first + j) * b(t, first + j);
+    });
+  }
 };
 
 }  // namespace calm::inline CALM_ABI::cpu

@@ -127,6 +127,18 @@ class Norms : protected Sums {
     for (Index j = 0; j < dy.cols; ++j)
       write(at(dbias, j), sum(dy.rows, [&](Index t) { return static_cast<double>(dy(t, j)); }), Accumulate{});
   }
+
+  template <class S>
+  void scale_columns(MatrixView<const S> x, std::span<const S> factors, MatrixView<S> y, WriteMode auto mode) {
+    for (Index t = 0; t < x.rows; ++t)
+      for (Index j = 0; j < x.cols; ++j) write(y(t, j), product(x(t, j), at(factors, j)), mode);
+  }
+
+  template <class S>
+  void add_column_products(MatrixView<const S> a, MatrixView<const S> b, std::span<S> sums) {
+    for (Index j = 0; j < a.cols; ++j)
+      write(at(sums, j), sum(a.rows, [&](Index t) { return product(a(t, j), b(t, j)); }), Accumulate{});
+  }
 };
 
 }  // namespace calm::inline CALM_ABI::reference

@@ -7,9 +7,8 @@
 // one.
 #pragma once
 
-#include <calm/compose/projection.hpp>
+#include <calm/compose/key_value_map.hpp>
 #include <calm/nn/attention.hpp>
-#include <calm/nn/norm.hpp>
 
 namespace calm::inline CALM_ABI {
 
@@ -53,23 +52,18 @@ class CrossAttentionBridge {
   using ConstView = MatrixView<const Scalar>;
 
   struct Cache {
-    View normed_augment, projected, normed_anchor;  // [Ta, D_A], [Ta, D_B], [Tb, D_B]
-    typename RmsNorm<Trainable, Scalar>::Cache norm_augment, norm_anchor;
-    typename Projection<Scalar>::Cache projection;
+    typename KeyValueMap<Scalar>::Cache augment;
+    ConstView normed_anchor;  // [Tb, D_B]
+    typename RmsNorm<Trainable, Scalar>::Cache norm_anchor;
     AttentionCoreCache<Scalar> attention;
     View delta;  // [Tb, D_B] before the gate
   };
 
-  /// What decoding multiplies by: W_K W_proj and W_V W_proj where that is cheaper, else nothing.
-  struct Folded {
-    Matrix<Scalar> k, v;  // [D_B, D_A]
-  };
+  using Folded = typename KeyValueMap<Scalar>::Folded;
 
   CrossAttentionBridge(const std::string& name, Index anchor_width, Index augment_width, const BridgeOptions& options)
-      : options_(options), projection_(anchor_width, augment_width, options.rank, options.seed, name + ".projection"),
+      : options_(options), augment_(name, anchor_width, augment_width, options.norms, options.rank, options.seed),
         q_(random_linear<Scalar>(anchor_width, anchor_width, options.seed, name + ".q_proj")),
-        k_(random_linear<Scalar>(anchor_width, anchor_width, options.seed, name + ".k_proj")),
-        v_(random_linear<Scalar>(anchor_width, anchor_width, options.seed, name + ".v_proj")),
         o_(starts_as_zero(options)
                ? Matrix<Scalar>(anchor_width, anchor_width)
                : random_linear<Scalar>(anchor_width, anchor_width, options.seed, name + ".o_proj")) {
@@ -77,23 +71,16 @@ class CrossAttentionBridge {
                          " heads do not divide the anchor's width ", anchor_width);
     require<ConfigError>(!options.rotary || anchor_width / options.heads % 2 == 0, name,
                          ": rotary positions need an even head width, found ", anchor_width / options.heads);
-    if (options.norms) {
-      norm_augment_.emplace(augment_width, 1e-6);
-      norm_anchor_.emplace(anchor_width, 1e-6);
-    }
+    if (options.norms) norm_anchor_.emplace(anchor_width, 1e-6);
     if (options.gate == Gate::tanh) gate_.emplace(Parameter<Scalar>{Matrix<Scalar>(1, 1), false});
   }
 
   /// total += gate * delta.                          a [Ta, D_A], x [Tb, D_B] -> [Tb, D_B]
   void forward(auto& ctx, const BridgePlan<Scalar>& plan, ConstView a, ConstView x, View total, Cache& cache) const {
-    cache.projected = ctx.arena.template matrix<Scalar>(a.rows, projection_.to());
-    cache.normed_augment = normed(ctx, norm_augment_, a, cache.norm_augment);
-    projection_.forward(ctx, ConstView(cache.normed_augment), cache.projected, cache.projection);
     AttentionCoreCache<Scalar>& attention = cache.attention;
-    attention.k = ctx.arena.template matrix<Scalar>(a.rows, projection_.to());
-    attention.v = ctx.arena.template matrix<Scalar>(a.rows, projection_.to());
-    k_.forward(ctx, ConstView(cache.projected), attention.k, Assign{});  // [Ta, D_B]
-    v_.forward(ctx, ConstView(cache.projected), attention.v, Assign{});  // [Ta, D_B]
+    attention.k = ctx.arena.template matrix<Scalar>(a.rows, augment_.to());
+    attention.v = ctx.arena.template matrix<Scalar>(a.rows, augment_.to());
+    augment_.forward(ctx, a, attention.k, attention.v, cache.augment);
     if (options_.rotary) Rotary<Scalar>::forward(ctx, attention.k, plan.key_angles, options_.heads);
     query(ctx, plan, x, cache);
     attend(ctx, attention, plan.query_offsets, plan.key_offsets, plan.visible, heads());
@@ -102,8 +89,8 @@ class CrossAttentionBridge {
 
   /// dx += the gradient through the queries (an empty dx is not computed); with grads also adds to these.
   template <class... Grads>
-  void backward(auto& ctx, const BridgePlan<Scalar>& plan, ConstView a, ConstView x, ConstView dtotal, View dx,
-                const Cache& cache, Grads&... grads) const {
+  void backward(auto& ctx, const BridgePlan<Scalar>& plan, [[maybe_unused]] ConstView a, ConstView x, ConstView dtotal,
+                View dx, const Cache& cache, Grads&... grads) const {
     const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
     const auto like = [&](ConstView m) { return ctx.arena.template matrix<Scalar>(m.rows, m.cols); };
     const ConstView ddelta = through_gate(ctx, dtotal, cache, grads...);
@@ -117,42 +104,24 @@ class CrossAttentionBridge {
     }
     if (norm_anchor_) {
       const View dnormed = dx.empty() && sizeof...(Grads) == 0 ? View{} : like(dq);
-      q_.backward(ctx, ConstView(cache.normed_anchor), ConstView(dq), dnormed, Assign{}, grads...);
+      q_.backward(ctx, cache.normed_anchor, ConstView(dq), dnormed, Assign{}, grads...);
       norm_anchor_->backward(ctx, x, ConstView(dnormed), dx, Accumulate{}, cache.norm_anchor, grads...);
     } else {
       q_.backward(ctx, x, ConstView(dq), dx, Accumulate{}, grads...);
     }
-    if constexpr (sizeof...(Grads) == 1) augment_backward(ctx, a, ConstView(dk), ConstView(dv), cache, grads...);
+    (augment_.backward(ctx, a, ConstView(dk), ConstView(dv), cache.augment, grads), ...);
   }
 
   /// The weights that append() multiplies by; they must be folded again after a weight has changed.
-  Folded fold(auto& ctx) const {
-    const Index rank_or_width = projection_.rank() > 0 ? projection_.rank() : projection_.to();
-    const Index narrow = projection_.rank() > 0 ? projection_.from() * rank_or_width : 0;
-    const Index separate = narrow + rank_or_width * (projection_.rank() > 0 ? projection_.to() : projection_.from()) +
-                           2 * projection_.to() * projection_.to();
-    if (2 * projection_.to() * projection_.from() >= separate) return {};
-    return {projection_.folded_under(ctx, k_.weight().value.view()),
-            projection_.folded_under(ctx, v_.weight().value.view())};
-  }
+  Folded fold(auto& ctx) const { return augment_.fold(ctx); }
 
   /// Appends the keys and values of new augment positions to the slots of a cache.
   void append(auto& ctx, const BridgePlan<Scalar>& plan, const Folded& folded, const KvRows<Scalar>& rows, ConstView a,
               std::span<const Index> slots, std::span<const Index> past) const {
     const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
-    Cache cache;
-    const ConstView normed_augment = normed(ctx, norm_augment_, a, cache.norm_augment);
-    const View k = ctx.arena.template matrix<Scalar>(a.rows, projection_.to()),
-               v = ctx.arena.template matrix<Scalar>(a.rows, projection_.to());
-    if (!folded.k.empty()) {
-      ctx.backend.multiply(folded.k.view(), normed_augment, k, Assign{});
-      ctx.backend.multiply(folded.v.view(), normed_augment, v, Assign{});
-    } else {
-      const View projected = ctx.arena.template matrix<Scalar>(a.rows, projection_.to());
-      projection_.forward(ctx, normed_augment, projected, cache.projection);
-      k_.forward(ctx, ConstView(projected), k, Assign{});
-      v_.forward(ctx, ConstView(projected), v, Assign{});
-    }
+    const View k = ctx.arena.template matrix<Scalar>(a.rows, augment_.to()),
+               v = ctx.arena.template matrix<Scalar>(a.rows, augment_.to());
+    augment_.forward_folded(ctx, folded, a, k, v);
     if (options_.rotary) Rotary<Scalar>::forward(ctx, k, plan.key_angles, options_.heads);
     append_rows(ctx, rows, ConstView(k), ConstView(v), plan.key_offsets, slots, past);
   }
@@ -172,41 +141,36 @@ class CrossAttentionBridge {
   const BridgeOptions& options() const { return options_; }
   /// What the delta is multiplied by: 1, or tanh of the trained gate.
   double gate_value() const { return gate_ ? std::tanh(static_cast<double>(gate_->value(0, 0))) : 1; }
-  Index anchor_width() const { return projection_.to(); }
-  Index augment_width() const { return projection_.from(); }
+  Index anchor_width() const { return augment_.to(); }
+  Index augment_width() const { return augment_.from(); }
 
   static void visit(auto& self, const std::string& prefix, auto&& fn) {
     using Map = Linear<Trainable, Scalar>;
     using Norm = RmsNorm<Trainable, Scalar>;
-    Projection<Scalar>::visit(self.projection_, prefix + ".projection", fn);
+    using Augment = KeyValueMap<Scalar>;
+    Augment::visit_projection(self.augment_, prefix, fn);
     Map::visit(self.q_, prefix + ".q_proj", fn);
-    Map::visit(self.k_, prefix + ".k_proj", fn);
-    Map::visit(self.v_, prefix + ".v_proj", fn);
+    Augment::visit_maps(self.augment_, prefix, fn);
     Map::visit(self.o_, prefix + ".o_proj", fn);
     if (self.norm_anchor_) Norm::visit(*self.norm_anchor_, prefix + ".norm_anchor", fn);
-    if (self.norm_augment_) Norm::visit(*self.norm_augment_, prefix + ".norm_augment", fn);
+    Augment::visit_norm(self.augment_, prefix, fn);
     if (self.gate_) fn(prefix + ".gate", *self.gate_);
   }
 
  private:
-  using OptionalNorm = std::optional<RmsNorm<Trainable, Scalar>>;
-
   static bool starts_as_zero(const BridgeOptions& options) { return options.zero_output && options.gate == Gate::one; }
 
   HeadShape heads() const { return {options_.heads, options_.heads, q_.out() / options_.heads}; }
 
-  static View normed(auto& ctx, const OptionalNorm& norm, ConstView x,
-                     typename RmsNorm<Trainable, Scalar>::Cache& cache) {
-    const View y = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
-    if (norm) norm->forward(ctx, x, y, cache);
-    else ctx.backend.scale(x, 1, y);
-    return y;
-  }
-
   void query(auto& ctx, const BridgePlan<Scalar>& plan, ConstView x, Cache& cache) const {
-    cache.normed_anchor = normed(ctx, norm_anchor_, x, cache.norm_anchor);
+    cache.normed_anchor = x;
+    if (norm_anchor_) {
+      const View normed = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
+      norm_anchor_->forward(ctx, x, normed, cache.norm_anchor);
+      cache.normed_anchor = normed;
+    }
     cache.attention.q = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
-    q_.forward(ctx, ConstView(cache.normed_anchor), cache.attention.q, Assign{});  // [Tb, D_B]
+    q_.forward(ctx, cache.normed_anchor, cache.attention.q, Assign{});  // [Tb, D_B]
     if (options_.rotary) Rotary<Scalar>::forward(ctx, cache.attention.q, plan.query_angles, options_.heads);
   }
 
@@ -227,20 +191,10 @@ class CrossAttentionBridge {
     return ddelta;
   }
 
-  void augment_backward(auto& ctx, ConstView a, ConstView dk, ConstView dv, const Cache& cache,
-                        Gradients<Scalar>& grads) const {
-    const View dprojected = ctx.arena.template matrix<Scalar>(a.rows, projection_.to());
-    k_.backward(ctx, ConstView(cache.projected), dk, dprojected, Assign{}, grads);
-    v_.backward(ctx, ConstView(cache.projected), dv, dprojected, Accumulate{}, grads);
-    const View dnormed = norm_augment_ ? ctx.arena.template matrix<Scalar>(a.rows, a.cols) : View{};
-    projection_.backward(ctx, ConstView(cache.normed_augment), ConstView(dprojected), dnormed, cache.projection, grads);
-    if (norm_augment_) norm_augment_->backward(ctx, a, ConstView(dnormed), View{}, Assign{}, cache.norm_augment, grads);
-  }
-
   BridgeOptions options_;
-  Projection<Scalar> projection_;
-  Linear<Trainable, Scalar> q_, k_, v_, o_;
-  OptionalNorm norm_anchor_, norm_augment_;
+  KeyValueMap<Scalar> augment_;
+  Linear<Trainable, Scalar> q_, o_;
+  std::optional<RmsNorm<Trainable, Scalar>> norm_anchor_;
   std::optional<Parameter<Scalar>> gate_;
 };
 

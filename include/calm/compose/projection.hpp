@@ -58,6 +58,9 @@ class Projection {
     return result;
   }
 
+  /// The one map of a projection of full rank, else nullptr.
+  const Parameter<Scalar>* full() const { return full_ ? &full_->weight() : nullptr; }
+
   Index from() const { return full_ ? full_->in() : down_->in(); }
   Index to() const { return full_ ? full_->out() : up_->out(); }
   Index rank() const { return full_ ? 0 : down_->out(); }

@@ -46,6 +46,7 @@ class RmsNorm {
 
   double epsilon() const { return epsilon_; }
   std::span<const Scalar> values() const { return weight_.values(); }
+  std::span<Scalar> gradient(Gradients<Scalar>& grads) const requires trainable { return weight_.gradient(grads); }
 
   static void visit(auto& self, const std::string& prefix, auto&& fn) {
     decltype(self.weight_)::visit(self.weight_, prefix + ".weight", fn);

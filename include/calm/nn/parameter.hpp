@@ -62,19 +62,24 @@ Index count_parameters(const Module& module) {
 template <class Scalar>
 class Gradients {
  public:
-  /// Zeros for every parameter of the model, whose offsets it assigns.
+  /// Zeros for every parameter of the model, whose offsets it assigns; the parameters must stay where they are.
   template <class Model>
-  explicit Gradients(Model& model) : values_(1, assign_offsets(model)) {}
+  explicit Gradients(Model& model) : values_(1, assign_offsets(model)) {
+    for_each_parameter(model, [&](const std::string&, auto& parameter) { parameters_.push_back(&parameter); });
+  }
 
   MatrixView<Scalar> operator[](const Parameter<Scalar>& parameter) {
     return {values_.data() + parameter.offset, parameter.value.rows(), parameter.value.cols()};
   }
+  /// Those of the model, in order.
+  std::span<Parameter<Scalar>* const> parameters() const { return parameters_; }
   std::span<Scalar> values() { return values_.values(); }
   std::span<const Scalar> values() const { return values_.values(); }
   void set_zero() { std::fill(values_.values().begin(), values_.values().end(), Scalar{}); }
 
  private:
   Matrix<Scalar> values_;
+  std::vector<Parameter<Scalar>*> parameters_;
 };
 
 /// Weights policies: what a module may do with its weights.

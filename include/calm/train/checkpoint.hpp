@@ -178,7 +178,7 @@ class DatasetBatches {
   std::size_t kept_bytes() const {
     std::size_t total = 0;
     for (const auto& kept : kept_)
-      if (kept) total += kept->states.bytes();
+      if (kept) total += kept->bytes();
     return total;
   }
 

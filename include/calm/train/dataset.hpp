@@ -18,9 +18,12 @@ struct Example {
   Index tokens() const { return static_cast<Index>(prompt.size() + completion.size()) - 1; }
 };
 
-/// Examples as one ragged batch of inputs, with the rows that predict a scored token and these tokens.
+/// Examples as one ragged batch of inputs, with the rows that predict a scored token and these tokens. A large one is
+/// also cut, between sequences, into pieces whose activations stay in the caches of a core.
 class PackedBatch {
  public:
+  static constexpr Index piece_tokens = 384;
+
   PackedBatch() = default;
   explicit PackedBatch(std::span<const Example> examples) {
     for (const Example& example : examples) add(example);
@@ -37,6 +40,27 @@ class PackedBatch {
     require<ShapeError>(example.targets.empty() || example.targets.size() == example.completion.size(), "example ",
                         prompt_lengths_.size(), " gives ", example.targets.size(), " targets for ",
                         example.completion.size(), " completion tokens");
+    if (ids_.empty()) return append(example);
+    if (pieces_.empty() && tokens().tokens() + example.tokens() > piece_tokens) pieces_.push_back(*this);
+    append(example);
+    if (pieces_.empty()) return;
+    if (pieces_.back().tokens().tokens() + example.tokens() > piece_tokens) pieces_.emplace_back();
+    pieces_.back().append(example);
+  }
+
+  TokenBatch tokens() const { return {ids_, offsets_, prompt_lengths_, {}}; }
+  std::span<const Index> rows() const { return rows_; }          // rows of the stream that predict
+  std::span<const TokenId> targets() const { return targets_; }  // what they should predict
+  bool empty() const { return rows_.empty(); }
+
+  /// Batches of at most piece_tokens tokens, or of one longer sequence, that hold the same sequences in the same order;
+  /// a small batch is its only piece.
+  std::span<const PackedBatch> pieces() const {
+    return pieces_.empty() ? std::span<const PackedBatch>(this, 1) : std::span<const PackedBatch>(pieces_);
+  }
+
+ private:
+  void append(const Example& example) {
     ids_.insert(ids_.end(), example.prompt.begin(), example.prompt.end());
     const auto first_row = static_cast<Index>(ids_.size()) - 1;
     ids_.insert(ids_.end(), example.completion.begin(), example.completion.end() - 1);
@@ -49,17 +73,12 @@ class PackedBatch {
     }
   }
 
-  TokenBatch tokens() const { return {ids_, offsets_, prompt_lengths_, {}}; }
-  std::span<const Index> rows() const { return rows_; }          // rows of the stream that predict
-  std::span<const TokenId> targets() const { return targets_; }  // what they should predict
-  bool empty() const { return rows_.empty(); }
-
- private:
   std::vector<TokenId> ids_;
   std::vector<Index> offsets_{0};
   std::vector<Index> prompt_lengths_;
   std::vector<Index> rows_;
   std::vector<TokenId> targets_;
+  std::vector<PackedBatch> pieces_;  // empty where there is one
 };
 
 /// Examples cut once into batches of about `batch_tokens` tokens, in an order that the seed fixes. An epoch visits each

@@ -18,21 +18,20 @@ class AdamW {
   AdamW(Index parameters, const AdamWOptions& options)
       : options_(options), first_(1, parameters), second_(1, parameters) {}
 
-  /// One update of the model from gradients of the given norm; `step` counts from 1.
-  template <class Model>
-  void update(auto& ctx, Model& model, const Gradients<Scalar>& grads, double norm, double learning_rate, Index step) {
+  /// One update of the parameters from their gradients, which have the given norm; `step` counts from 1.
+  void update(auto& ctx, const Gradients<Scalar>& grads, double norm, double learning_rate, Index step) {
     const double scale = options_.clip_norm > 0 && norm > options_.clip_norm ? options_.clip_norm / norm : 1;
-    for_each_parameter(model, [&](const std::string&, auto& parameter) {
+    for (Parameter<Scalar>* parameter : grads.parameters()) {
       const auto range = [&](auto values) {
-        return values.subspan(static_cast<std::size_t>(parameter.offset),
-                              static_cast<std::size_t>(parameter.value.size()));
+        return values.subspan(static_cast<std::size_t>(parameter->offset),
+                              static_cast<std::size_t>(parameter->value.size()));
       };
-      ctx.backend.adamw(parameter.value.values(), range(grads.values()), range(first_.values()),
+      ctx.backend.adamw(parameter->value.values(), range(grads.values()), range(first_.values()),
                         range(second_.values()),
                         AdamWStep{learning_rate, options_.beta1, options_.beta2, options_.epsilon,
-                                  parameter.decay ? options_.weight_decay : 0, step},
+                                  parameter->decay ? options_.weight_decay : 0, step},
                         &scale);
-    });
+    }
   }
 
   Matrix<Scalar>& first_moment() { return first_; }

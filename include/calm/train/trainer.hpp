@@ -7,16 +7,25 @@
 #include <calm/train/dataset.hpp>
 #include <calm/train/optimizer.hpp>
 #include <calm/train/schedule.hpp>
+#include <calm/train/workers.hpp>
 
 #include <cmath>
 
 namespace calm::inline CALM_ABI {
 
-/// The states of one batch (the augments', and the anchor's below the lowest link), and whether they are filled.
+/// The states of one batch (the augments', and the anchor's below the lowest link), and whether they are filled; or
+/// those of its pieces.
 template <class Model>
 struct KeptStates {
   typename Model::States states;
   bool filled = false;
+  std::vector<KeptStates> pieces;
+
+  std::size_t bytes() const {
+    std::size_t total = states.bytes();
+    for (const KeptStates& piece : pieces) total += piece.bytes();
+    return total;
+  }
 };
 
 /// One batch of a step: what to learn, and where to keep its states for later epochs (nullptr: nowhere).
@@ -86,48 +95,71 @@ double batch_loss(auto& ctx, const Model& model, const PackedBatch& batch, KeptS
 /// Mean loss over batches, in nats a scored token; nothing is trained.
 template <class Model>
 double mean_loss(auto& ctx, const Model& model, std::span<const PackedBatch> batches) {
-  double total = 0, count = 0;
-  for (const PackedBatch& batch : batches) {
+  std::vector<const PackedBatch*> pieces;
+  for (const PackedBatch& batch : batches)
+    for (const PackedBatch& piece : batch.pieces()) pieces.push_back(&piece);
+  std::vector<double> losses(pieces.size());
+  Workers workers(ctx);
+  workers.for_each(static_cast<Index>(pieces.size()), [&](auto& context, Index, Index i) {
     KeptStates<Model> states;
-    total += batch_loss(ctx, model, batch, states, nullptr, 1.0);
-    count += static_cast<double>(batch.rows().size());
-  }
+    losses[static_cast<std::size_t>(i)] =
+        batch_loss(context, model, *pieces[static_cast<std::size_t>(i)], states, nullptr, 1.0);
+  });
+  double total = 0, count = 0;
+  for (const double loss : losses) total += loss;
+  for (const PackedBatch& batch : batches) count += static_cast<double>(batch.rows().size());
   require<ConfigError>(count > 0, "mean_loss: no token is scored");
   return total / count;
 }
 
+/// A step is cut into pieces (PackedBatch::pieces) and these into at most `max_shares` shares, each with gradients of
+/// its own that are added up in order. Shares are computed side by side; where they begin and end follows from the data
+/// alone. With one share a batch is computed whole.
 template <class Model, class Ctx>
 class Trainer {
  public:
   using Scalar = typename Model::Scalar;
 
-  Trainer(Ctx& ctx, Model& model, const CosineSchedule& schedule, const AdamWOptions& options = {})
+  Trainer(Ctx& ctx, Model& model, const CosineSchedule& schedule, const AdamWOptions& options = {},
+          Index max_shares = 12)
       : ctx_(ctx), model_(model), schedule_(schedule), grads_(model),
-        optimizer_(static_cast<Index>(grads_.values().size()), options) {
+        optimizer_(static_cast<Index>(grads_.values().size()), options), workers_(ctx),
+        places_(static_cast<std::size_t>(workers_.size())) {
     require<ConfigError>(!grads_.values().empty(), "the model has no trainable parameters");
+    require<ConfigError>(max_shares >= 1, "at least one share of a step, found ", max_shares);
+    constexpr std::size_t room = std::size_t{256} << 20;  // for gradients of shares
+    const auto fitting = static_cast<Index>(room / (grads_.values().size() * sizeof(Scalar)));
+    max_shares_ = std::clamp<Index>(fitting, 1, max_shares);
   }
 
   /// One optimizer step over all given batches. Throws NumericError, leaving the weights as they were, where the loss
   /// or a gradient is not finite.
   StepResult step(std::span<const TrainingBatch<Model>> batches) {
-    std::size_t scored = 0;
-    for (const auto& batch : batches) scored += batch.batch->rows().size();
-    require<ShapeError>(scored > 0, "a training step needs at least one scored token");
-    grads_.set_zero();
     StepResult result;
-    for (const auto& batch : batches) {
-      KeptStates<Model>& kept = batch.kept ? *batch.kept : scratch_;
-      if (!batch.kept) scratch_.filled = false;
-      result.loss += batch_loss(ctx_, model_, *batch.batch, kept, &tape_, 1.0 / static_cast<double>(scored), grads_);
-      result.tokens += batch.batch->tokens().tokens();
-    }
-    result.loss /= static_cast<double>(scored);
+    const double scored = collect_pieces(batches, result);
+    const Index shares = cut_into_shares(result.tokens);
+    while (static_cast<Index>(share_grads_.size()) < shares - 1) share_grads_.emplace_back(model_);
+    losses_.assign(static_cast<std::size_t>(shares), 0);
+    workers_.for_each(shares, [&](auto& ctx, Index place, Index share) {
+      Gradients<Scalar>& grads = share == 0 ? grads_ : share_grads_[static_cast<std::size_t>(share - 1)];
+      grads.set_zero();
+      auto& [tape, scratch] = places_[static_cast<std::size_t>(place)];
+      for (std::size_t i = ends_[static_cast<std::size_t>(share)]; i < ends_[static_cast<std::size_t>(share) + 1];
+           ++i) {
+        const auto& [batch, kept] = pieces_[i];
+        scratch.filled = false;
+        losses_[static_cast<std::size_t>(share)] +=
+            batch_loss(ctx, model_, *batch, kept ? *kept : scratch, &tape, 1.0 / scored, grads);
+      }
+    });
+    for (Index share = 1; share < shares; ++share) add_gradients(share_grads_[static_cast<std::size_t>(share - 1)]);
+    for (const double loss : losses_) result.loss += loss / scored;
     double squares = 0;
     ctx_.backend.sum_of_squares(std::span<const Scalar>(grads_.values()), &squares);
     result.gradient_norm = std::sqrt(squares);
     check(result);
     ++step_;
-    optimizer_.update(ctx_, model_, grads_, result.gradient_norm, schedule_(step_), step_);
+    optimizer_.update(ctx_, grads_, result.gradient_norm, schedule_(step_), step_);
     return result;
   }
 
@@ -161,13 +193,59 @@ class Trainer {
                                ". A lower learning rate or more warm-up may help."));
   }
 
+  /// Fills pieces_ with those that have scored tokens, and result.tokens. Returns the number of scored tokens.
+  double collect_pieces(std::span<const TrainingBatch<Model>> batches, StepResult& result) {
+    pieces_.clear();
+    std::size_t scored = 0;
+    for (const auto& [batch, kept] : batches) {
+      scored += batch->rows().size();
+      result.tokens += batch->tokens().tokens();
+      const auto pieces = max_shares_ == 1 ? std::span(batch, 1) : batch->pieces();
+      if (kept && pieces.size() > 1) kept->pieces.resize(pieces.size());
+      for (std::size_t i = 0; i < pieces.size(); ++i)
+        if (!pieces[i].empty()) pieces_.push_back({&pieces[i], kept && pieces.size() > 1 ? &kept->pieces[i] : kept});
+    }
+    require<ShapeError>(scored > 0, "a training step needs at least one scored token");
+    return static_cast<double>(scored);
+  }
+
+  /// Cuts pieces_ into shares of about as many of the step's tokens each; returns their number.
+  Index cut_into_shares(Index tokens) {
+    const Index shares = std::min(max_shares_, static_cast<Index>(pieces_.size()));
+    ends_.assign(1, 0);
+    Index before = 0;
+    for (std::size_t i = 0; i < pieces_.size(); ++i) {
+      const Index size = pieces_[i].batch->tokens().tokens(), share = (2 * before + size) * shares / (2 * tokens);
+      while (static_cast<Index>(ends_.size()) <= share) ends_.push_back(i);
+      before += size;
+    }
+    while (static_cast<Index>(ends_.size()) <= shares) ends_.push_back(pieces_.size());
+    return shares;
+  }
+
+  void add_gradients(Gradients<Scalar>& from) {
+    for (const Parameter<Scalar>* parameter : grads_.parameters())
+      ctx_.backend.add(MatrixView<const Scalar>(from[*parameter]), grads_[*parameter]);
+  }
+
+  /// What one share needs at a time.
+  struct Place {
+    typename Model::Tape tape;
+    KeptStates<Model> scratch;
+  };
+
   Ctx& ctx_;
   Model& model_;
   CosineSchedule schedule_;
-  Gradients<Scalar> grads_;
+  Gradients<Scalar> grads_;  // of the first share, then of all
   AdamW<Scalar> optimizer_;
-  typename Model::Tape tape_;
-  KeptStates<Model> scratch_;
+  Workers<Ctx> workers_;
+  Index max_shares_;
+  std::vector<Gradients<Scalar>> share_grads_;  // of the others
+  std::vector<Place> places_;
+  std::vector<TrainingBatch<Model>> pieces_;
+  std::vector<std::size_t> ends_;  // [shares + 1] share s computes pieces [ends[s], ends[s + 1])
+  std::vector<double> losses_;     // [shares]
   Index step_ = 0;
 };
 

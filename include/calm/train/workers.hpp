@@ -1,0 +1,50 @@
+// Workers: contexts of one thread each, which compute parts of a pass side by side.
+//
+// Sequences need nothing of each other. A thread that takes its own sequences through all blocks keeps their
+// activations in its caches, and waits for the others once and not at every operation.
+#pragma once
+
+#include <calm/backend/backend.hpp>
+
+#include <memory>
+#include <tuple>
+#include <vector>
+
+namespace calm::inline CALM_ABI {
+
+template <class Ctx>
+class Workers {
+ public:
+  explicit Workers(Ctx& ctx) : ctx_(ctx) {
+    if constexpr (has_threads)
+      for (int i = 0; i < ctx.backend.pool().size() && ctx.backend.pool().size() > 1; ++i)
+        contexts_.push_back(std::apply([](const auto&... options) { return std::make_unique<Ctx>(1, options...); },
+                                       ctx.backend.options()));
+  }
+
+  /// Places that for_each() tells apart.
+  Index size() const { return std::max<Index>(1, static_cast<Index>(contexts_.size())); }
+
+  /// Calls fn(context, place, i) for every i in [0, count): side by side where there are at least as many as threads,
+  /// else one after the other on all threads. A place is in one call at a time. fn must give the same bits either way.
+  template <class Fn>
+  void for_each(Index count, Fn&& fn) {
+    if (count < size() || contexts_.empty()) {
+      for (Index i = 0; i < count; ++i) fn(ctx_, Index{0}, i);
+      return;
+    }
+    if constexpr (has_threads)
+      ctx_.backend.pool().for_each_tile(size(), [&](Index place, int) {  // the same parts in the same place each time
+        for (Index i = place * count / size(); i < (place + 1) * count / size(); ++i)
+          fn(*contexts_[static_cast<std::size_t>(place)], place, i);
+      });
+  }
+
+ private:
+  static constexpr bool has_threads = requires(Ctx & ctx) { ctx.backend.pool(); };
+
+  Ctx& ctx_;
+  std::vector<std::unique_ptr<Ctx>> contexts_;  // none where there is one thread
+};
+
+}  // namespace calm::inline CALM_ABI
