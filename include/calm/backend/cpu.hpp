@@ -170,8 +170,7 @@ class CpuBackend : public cpu::Norms {
   void gated_activation(MatrixView<const S> gate, MatrixView<const S> up, MatrixView<S> h) {
     for_rows(h.rows, [&](Index t) {
       cpu::for_chunks<S>(h.cols, [&](Index j, Index n) {
-        cpu::store(h.row(t) + j, n,
-                   (Activation::value(cpu::load(gate.row(t) + j, n)) * cpu::load(up.row(t) + j, n)).eval());
+        cpu::store(h.row(t) + j, n, Activation::value(cpu::load(gate.row(t) + j, n)) * cpu::load(up.row(t) + j, n));
       });
     });
   }
@@ -183,8 +182,8 @@ class CpuBackend : public cpu::Norms {
     for_rows(dh.rows, [&](Index t) {
       cpu::for_chunks<S>(dh.cols, [&](Index j, Index n) {
         const auto d = cpu::load(dh.row(t) + j, n), g = cpu::load(gate.row(t) + j, n), u = cpu::load(up.row(t) + j, n);
-        cpu::store(dgate.row(t) + j, n, (d * u * Activation::derivative(g)).eval());
-        cpu::store(dup.row(t) + j, n, (d * Activation::value(g)).eval());
+        cpu::store(dgate.row(t) + j, n, (d * u * Activation::derivative(g)));
+        cpu::store(dup.row(t) + j, n, (d * Activation::value(g)));
       });
     });
   }
@@ -203,7 +202,7 @@ class CpuBackend : public cpu::Norms {
     for_rows(dh.rows, [&](Index t) {
       cpu::for_chunks<S>(dh.cols, [&](Index j, Index n) {
         cpu::store(dx.row(t) + j, n,
-                   (cpu::load(dh.row(t) + j, n) * Activation::derivative(cpu::load(x.row(t) + j, n))).eval());
+                   (cpu::load(dh.row(t) + j, n) * Activation::derivative(cpu::load(x.row(t) + j, n))));
       });
     });
   }
@@ -218,7 +217,7 @@ class CpuBackend : public cpu::Norms {
       const S largest = *std::max_element(row, row + logits.cols);
       S total = 0;
       cpu::for_chunks<S>(logits.cols, [&](Index j, Index n) {
-        const cpu::Chunk<S> e = (cpu::load(row + j, n) - largest).exp();
+        const cpu::Chunk<S> e = exp(cpu::load(row + j, n) - largest);
         cpu::store(dlogits.row(t) + j, n, e);
         for (Index i = 0; i < n; ++i) total += e[i];
       });

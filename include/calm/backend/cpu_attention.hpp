@@ -131,24 +131,15 @@ struct AttentionTile {
   }
 };
 
-/// A whole step of a row of scores, as lanes that comparisons select from.
-template <class S>
-struct LanesOf {
-  typedef S Type __attribute__((vector_size(key_step * sizeof(S)), aligned(alignof(S)),
-                                may_alias));  // NOLINT(modernize-use-using)
-};
-template <class S>
-using Lanes = typename LanesOf<S>::Type;
-
 /// Columns [column, column + key_step) of a row, with `otherwise` where they are not in `range`.
 template <class S>
-[[gnu::always_inline]] inline void keep_inside(S* step, Index column, VisibleRange range, S otherwise) {
-  Lanes<S> numbers;
-  for (Index i = 0; i < key_step; ++i) numbers[i] = static_cast<S>(i);
-  auto& values = *reinterpret_cast<Lanes<S>*>(step);
-  const Lanes<S> outside = Lanes<S>{} + otherwise;
-  values = numbers >= static_cast<S>(range.begin - column) ? values : outside;
-  values = numbers < static_cast<S>(range.end - column) ? values : outside;
+[[gnu::always_inline]] inline Chunk<S> inside(Chunk<S> step, Index column, VisibleRange range, S otherwise) {
+  Chunk<S> numbers;
+  for (Index i = 0; i < key_step; ++i) numbers.lanes[i] = static_cast<S>(i);
+  const Chunk<S> outside(otherwise);
+  step.lanes = numbers.lanes >= static_cast<S>(range.begin - column) ? step.lanes : outside.lanes;
+  step.lanes = numbers.lanes < static_cast<S>(range.end - column) ? step.lanes : outside.lanes;
+  return step;
 }
 
 template <class S>
@@ -174,30 +165,28 @@ void attention(ThreadPool& pool, Scratch& scratch, MatrixView<const S> q,
       tile.products(group, seen, tile.q, keys, scores);
       const Index row = group * query_group, rows = tile.group_size(group);
       static_assert(query_group <= chunk);
-      Chunk<S> shift = shift.Zero(), total = total.Ones();  // of each query
+      S shift[chunk] = {}, total[chunk];  // of each query
+      std::fill_n(total, chunk, S{1});
       for (Index i = 0; i < rows; ++i) {  // the scores of a query become exp(score - largest), 0 where it sees nothing
         const VisibleRange query = tile.query_columns(row + i);
         if (query.begin >= query.end) {
           std::fill(scores.row(row + i) + seen.begin, scores.row(row + i) + seen.end, S{});
           continue;
         }
-        Chunk<S> largest = largest.Constant(-std::numeric_limits<S>::infinity());
+        constexpr S nothing = -std::numeric_limits<S>::infinity();
+        Chunk<S> largest(nothing), sums(S{});
+        S* const scored = scores.row(row + i);
+        for (Index j = seen.begin; j < seen.end; j += key_step)
+          largest = max(largest, inside(Chunk<S>(scored + j), j, query, nothing));
+        shift[i] = largest.largest() * factor;
         for (Index j = seen.begin; j < seen.end; j += key_step) {
-          Eigen::Map<Chunk<S>> step(scores.row(row + i) + j);
-          keep_inside(step.data(), j, query, -std::numeric_limits<S>::infinity());
-          largest = largest.max(step);
-        }
-        shift[i] = largest.maxCoeff() * factor;
-        Chunk<S> sums = sums.Zero();
-        for (Index j = seen.begin; j < seen.end; j += key_step) {
-          Eigen::Map<Chunk<S>> step(scores.row(row + i) + j);
-          step = (step * factor - shift[i]).exp();
-          keep_inside(step.data(), j, query, S{});
-          sums += step;
+          const Chunk<S> e = inside(exp(Chunk<S>(scored + j) * factor - shift[i]), j, query, S{});
+          e.store(scored + j);
+          sums = sums + e;
         }
         total[i] = sums.sum();
       }
-      const Chunk<S> log_sum = shift + total.log(), inverse = S{1} / total;
+      const Chunk<S> log_sum = Chunk<S>(shift) + log(Chunk<S>(total)), inverse = S{1} / Chunk<S>(total);
       for (Index i = 0; i < rows; ++i) {
         const VisibleRange query = tile.query_columns(row + i);
         log_sum_exp(tile.first + row + i, head) =
@@ -249,18 +238,15 @@ void attention_backward(ThreadPool& pool, Scratch& scratch, MatrixView<const S> 
           for (Index i = row; i < row + rows; ++i) {
             const VisibleRange query = tile.query_columns(i);
             const S shift = query.begin < query.end ? log_sum_exp(tile.first + i, head) : S{};
-            Chunk<S> along = along.Zero();
+            Chunk<S> along(S{});
             for (Index j = seen.begin; j < seen.end; j += key_step) {
-              Eigen::Map<Chunk<S>> probabilities(p.row(i) + j), gradients(dp.row(i) + j);
-              probabilities = (probabilities * factor - shift).exp();
-              keep_inside(probabilities.data(), j, query, S{});
-              along += probabilities * gradients;
+              const Chunk<S> e = inside(exp(Chunk<S>(p.row(i) + j) * factor - shift), j, query, S{});
+              e.store(p.row(i) + j);
+              along = along + e * Chunk<S>(dp.row(i) + j);
             }
             const S delta = along.sum();
-            for (Index j = seen.begin; j < seen.end; j += key_step) {
-              Eigen::Map<Chunk<S>> probabilities(p.row(i) + j), gradients(dp.row(i) + j);
-              gradients = probabilities * (gradients - delta) * factor;
-            }
+            for (Index j = seen.begin; j < seen.end; j += key_step)
+              (Chunk<S>(p.row(i) + j) * (Chunk<S>(dp.row(i) + j) - delta) * factor).store(dp.row(i) + j);
           }
           product_whole<S>(seen.end - seen.begin, {dp.row(row) + seen.begin, dp.cols, 1},
                            {keys_whole.row(seen.begin), keys_whole.rows, keys_whole.cols, keys_whole.stride},

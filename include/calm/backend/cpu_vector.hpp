@@ -11,21 +11,87 @@
 namespace calm::inline CALM_ABI::cpu {
 
 inline constexpr Index chunk = 16;  // whole vectors of any machine
+
+/// `chunk` values, computed lane by lane. The compiler makes vectors of them; the functions are Eigen's.
 template <class S>
-using Chunk = Eigen::Array<S, chunk, 1>;
+class Chunk {
+ public:
+  typedef S Lanes __attribute__((vector_size(chunk * sizeof(S)), aligned(alignof(S)),
+                                 may_alias));  // NOLINT(modernize-use-using)
+  Lanes lanes;
+
+  Chunk() = default;
+  explicit Chunk(const S* source) : lanes(*reinterpret_cast<const Lanes*>(source)) {}
+  explicit Chunk(S value) : lanes(Lanes{} + value) {}
+  void store(S* target) const { *reinterpret_cast<Lanes*>(target) = lanes; }
+  S operator[](Index i) const { return lanes[i]; }
+
+  S sum() const { return array(*this).sum(); }
+  S largest() const { return array(*this).maxCoeff(); }
+
+  friend Chunk operator-(const Chunk& a) { return from(-a.lanes); }
+  friend Chunk operator+(const Chunk& a, const Chunk& b) { return from(a.lanes + b.lanes); }
+  friend Chunk operator-(const Chunk& a, const Chunk& b) { return from(a.lanes - b.lanes); }
+  friend Chunk operator*(const Chunk& a, const Chunk& b) { return from(a.lanes * b.lanes); }
+  friend Chunk operator/(const Chunk& a, const Chunk& b) { return from(a.lanes / b.lanes); }
+  friend Chunk operator+(const Chunk& a, S b) { return from(a.lanes + b); }
+  friend Chunk operator-(const Chunk& a, S b) { return from(a.lanes - b); }
+  friend Chunk operator*(const Chunk& a, S b) { return from(a.lanes * b); }
+  friend Chunk operator-(S a, const Chunk& b) { return from(a - b.lanes); }
+  friend Chunk operator/(S a, const Chunk& b) { return from(a / b.lanes); }
+  friend Chunk max(const Chunk& a, const Chunk& b) { return from(a.lanes > b.lanes ? a.lanes : b.lanes); }
+  friend Chunk exp(const Chunk& a) {
+    return a.mapped([](const auto& x) { return x.exp(); });
+  }
+  friend Chunk log(const Chunk& a) {
+    return a.mapped([](const auto& x) { return x.log(); });
+  }
+  friend Chunk tanh(const Chunk& a) {
+    return a.mapped([](const auto& x) { return x.tanh(); });
+  }
+
+  /// fn of each lane.
+  template <class Fn>
+  Chunk unaryExpr(const Fn& fn) const {
+    Chunk result;
+    for (Index i = 0; i < chunk; ++i) result.lanes[i] = fn(lanes[i]);
+    return result;
+  }
+
+ private:
+  static Chunk from(const Lanes& lanes) {
+    Chunk result;
+    result.lanes = lanes;
+    return result;
+  }
+
+  using Array = Eigen::Array<S, chunk, 1>;
+  static Eigen::Map<const Array> array(const Chunk& a) {
+    return Eigen::Map<const Array>(reinterpret_cast<const S*>(&a.lanes));
+  }
+
+  template <class Fn>
+  Chunk mapped(Fn fn) const {
+    Chunk result;
+    Eigen::Map<Array>(reinterpret_cast<S*>(&result.lanes)) = fn(array(*this));
+    return result;
+  }
+};
 
 /// n <= chunk values, the rest zero.
 template <class S>
 Chunk<S> load(const S* source, Index n) {
-  if (n == chunk) return Eigen::Map<const Chunk<S>>(source);
-  Chunk<S> values = Chunk<S>::Zero();
-  std::copy_n(source, n, values.data());
-  return values;
+  if (n == chunk) return Chunk<S>(source);
+  S values[chunk] = {};
+  std::copy_n(source, n, values);
+  return Chunk<S>(values);
 }
 template <class S>
 void store(S* target, Index n, const Chunk<S>& values) {
-  if (n == chunk) Eigen::Map<Chunk<S>>{target} = values;
-  else std::copy_n(values.data(), n, target);
+  if (n == chunk) return values.store(target);
+  S all[chunk];
+  values.store(all);
+  std::copy_n(all, n, target);
 }
 
 template <class S, class Fn>

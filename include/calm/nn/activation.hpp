@@ -1,4 +1,4 @@
-// Activation functions as policies: value and derivative, on scalars and on Eigen arrays alike.
+// Activation functions as policies: value and derivative, on scalars and on chunks of values alike.
 #pragma once
 
 #include <calm/core/config.hpp>
