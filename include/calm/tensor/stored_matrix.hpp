@@ -45,6 +45,7 @@ class StoredMatrix {
   StoredMatrix middle_rows(Index first, Index count) const {
     return {owner_, data_ + first * row_bytes_, dtype_, count, cols_};
   }
+  Index row_bytes() const { return row_bytes_; }
   Index stored_bytes() const { return rows_ * row_bytes_; }
 
   /// The values of rows [first, first + count) as Scalar.

@@ -1,0 +1,281 @@
+// StoredColumns: a panel of rows of a stored weight, decoded into vectors that hold one value of each row.
+//
+// y = x W^T is multiplied from the rows of W as they are stored: a vector must hold value k of several rows. 16 bytes
+// of each row are read, transposed as 32-bit words, and each word is taken apart. What a vector then holds has the bits
+// that decode() (dtype.hpp) gives: the products of scales and small integers are exact, in any order, and with scales
+// that are divided by powers of two; one rounding follows where there is a minimum.
+#pragma once
+
+#include <calm/backend/cpu_product.hpp>
+
+#include <utility>
+
+namespace calm::inline CALM_ABI::cpu {
+
+using Floats = Vector<float>;
+using Words = Vector<std::uint32_t>;
+using Integers = Vector<std::int32_t>;
+inline constexpr Index row_lanes = lanes_of<float>;
+
+/// One value of every row of a panel.
+struct PanelFloats {
+  Floats part[2];
+};
+
+inline Floats as_floats(Words bits) { return reinterpret_cast<Floats>(bits); }
+inline Floats to_floats(Words small) { return __builtin_convertvector(reinterpret_cast<Integers>(small), Floats); }
+
+/// to_float() of the f16 in the lower half of each word.
+inline Floats floats_of_f16(Words word) {
+  const Words magnitude = (word & 0x7FFFU) << 13;
+  const Words finite = reinterpret_cast<Words>(as_floats(magnitude) * 0x1p112F);  // moves the exponent; exact
+  const Words value = magnitude >= 0x0F800000U ? magnitude | 0x7F800000U : finite;
+  return as_floats(value | (word & 0x8000U) << 16);
+}
+
+/// A vector of the four values of the pattern in each 128 bits; from 4 on they are those of b.
+template <int... Pattern, std::size_t... I>
+[[gnu::always_inline]] inline Words shuffle_quarters(Words a, Words b, std::integer_sequence<int, Pattern...>,
+                                                     std::index_sequence<I...>) {
+  constexpr int pattern[] = {Pattern...}, beyond = static_cast<int>(row_lanes) - 4;
+  return __builtin_shufflevector(
+      a, b, (pattern[I % 4] + static_cast<int>(I / 4 * 4) + (pattern[I % 4] >= 4 ? beyond : 0))...);
+}
+template <int... Pattern>
+[[gnu::always_inline]] inline Words shuffle_quarters(Words a, Words b) {
+  return shuffle_quarters(a, b, std::integer_sequence<int, Pattern...>{},
+                          std::make_index_sequence<static_cast<std::size_t>(row_lanes)>{});
+}
+
+/// Words 0 to 3 of as many rows as a vector has lanes.
+struct FourWords {
+  Words word[4];
+};
+
+/// 16 bytes of each row, from `first` on.
+template <Index Lanes = row_lanes>
+[[gnu::always_inline]] inline FourWords transposed_words(const std::byte* first, Index row_bytes) {
+  typedef std::uint32_t Quarter __attribute__((vector_size(16)));  // NOLINT(modernize-use-using)
+  const auto quarter = [=](Index row) {
+    Quarter words;
+    std::memcpy(&words, first + row * row_bytes, sizeof(words));
+    return words;
+  };
+  const auto rows = [=](Index z) {  // rows z, z + 4, ..., a quarter each
+    if constexpr (Lanes == 4) {
+      return Words(quarter(z));
+    } else if constexpr (Lanes == 8) {
+      return Words(__builtin_shufflevector(quarter(z), quarter(z + 4), 0, 1, 2, 3, 4, 5, 6, 7));
+    } else {
+      const auto low = __builtin_shufflevector(quarter(z), quarter(z + 4), 0, 1, 2, 3, 4, 5, 6, 7);
+      const auto high = __builtin_shufflevector(quarter(z + 8), quarter(z + 12), 0, 1, 2, 3, 4, 5, 6, 7);
+      return Words(__builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    }
+  };
+  const Words a = rows(0), b = rows(1), c = rows(2), d = rows(3);
+  const Words ab = shuffle_quarters<0, 4, 1, 5>(a, b), ab_high = shuffle_quarters<2, 6, 3, 7>(a, b);
+  const Words cd = shuffle_quarters<0, 4, 1, 5>(c, d), cd_high = shuffle_quarters<2, 6, 3, 7>(c, d);
+  return {{shuffle_quarters<0, 1, 4, 5>(ab, cd), shuffle_quarters<2, 3, 6, 7>(ab, cd),
+           shuffle_quarters<0, 1, 4, 5>(ab_high, cd_high), shuffle_quarters<2, 3, 6, 7>(ab_high, cd_high)}};
+}
+
+/// 16 bytes of every row of a panel.
+struct PanelWords {
+  FourWords part[2];
+
+  [[gnu::always_inline]] PanelWords(const std::byte* first, Index row_bytes)
+      : part{transposed_words(first, row_bytes), transposed_words(first + row_lanes * row_bytes, row_bytes)} {}
+
+  /// of(part, word t of its rows) for both parts.
+  template <class Of>
+  [[gnu::always_inline]] PanelFloats map(int t, const Of& of) const {
+    return {{of(0, part[0].word[t]), of(1, part[1].word[t])}};
+  }
+};
+
+/// Bytes [place, place + sizeof(T)) of every row as words. T is 16 or 32 bits wide.
+template <class T>
+[[gnu::always_inline]] inline void read_words(const std::byte* place, Index row_bytes, Words (&words)[2]) {
+  std::uint32_t each[2 * row_lanes];
+  for (Index i = 0; i < 2 * row_lanes; ++i) {
+    T value;
+    std::memcpy(&value, place + i * row_bytes, sizeof(T));
+    each[i] = value;
+  }
+  std::memcpy(words, each, sizeof(each));
+}
+
+/// StoredColumns<Stored>: `depth` values of each row lie in `bytes`. decode() calls use(k, PanelFloats) for k from 0 to
+/// depth - 1, in this order; the rows of the panel lie row_bytes apart.
+template <class Stored>
+struct StoredColumns;
+
+template <>
+struct StoredColumns<float> {
+  static constexpr Index depth = 4, bytes = 16;
+  [[gnu::always_inline]] static void decode(const std::byte* first, Index row_bytes, const auto& use) {
+    const PanelWords words(first, row_bytes);
+    for (int t = 0; t < 4; ++t) use(t, words.map(t, [](int, Words w) { return as_floats(w); }));
+  }
+};
+
+template <>
+struct StoredColumns<bf16> {
+  static constexpr Index depth = 8, bytes = 16;
+  [[gnu::always_inline]] static void decode(const std::byte* first, Index row_bytes, const auto& use) {
+    const PanelWords words(first, row_bytes);
+    for (int t = 0; t < 4; ++t) {
+      use(2 * t, words.map(t, [](int, Words w) { return as_floats(w << 16); }));
+      use(2 * t + 1, words.map(t, [](int, Words w) { return as_floats(w & 0xFFFF0000U); }));
+    }
+  }
+};
+
+template <>
+struct StoredColumns<f16> {
+  static constexpr Index depth = 8, bytes = 16;
+  [[gnu::always_inline]] static void decode(const std::byte* first, Index row_bytes, const auto& use) {
+    const PanelWords words(first, row_bytes);
+    for (int t = 0; t < 4; ++t) {
+      use(2 * t, words.map(t, [](int, Words w) { return floats_of_f16(w); }));
+      use(2 * t + 1, words.map(t, [](int, Words w) { return floats_of_f16(w >> 16); }));
+    }
+  }
+};
+
+/// Signed byte b of each word, times 2^24.
+[[gnu::always_inline]] inline Floats high_byte(Words w, int b) { return to_floats((w << (24 - 8 * b)) & 0xFF000000U); }
+
+template <>
+struct StoredColumns<Q8_0> {
+  static constexpr Index depth = Q8_0::values, bytes = Q8_0::bytes;
+  [[gnu::always_inline]] static void decode(const std::byte* first, Index row_bytes, const auto& use) {
+    Words scales[2];
+    read_words<std::uint16_t>(first, row_bytes, scales);
+    const PanelFloats d = {{floats_of_f16(scales[0]) * 0x1p-24F, floats_of_f16(scales[1]) * 0x1p-24F}};
+    for (int quarter = 0; quarter < 2; ++quarter) {
+      const PanelWords words(first + 2 + 16 * quarter, row_bytes);
+      for (int k = 0; k < 16; ++k)
+        use(16 * quarter + k, words.map(k / 4, [&](int p, Words w) { return d.part[p] * high_byte(w, k % 4); }));
+    }
+  }
+};
+
+/// q4_0, q4_1, q5_0, q5_1.
+template <int Bits, bool HasMinimum>
+struct StoredColumns<QuantisedBlock32<Bits, HasMinimum>> {
+  using Block = QuantisedBlock32<Bits, HasMinimum>;
+  static constexpr Index depth = 32, bytes = Block::bytes;
+
+  [[gnu::always_inline]] static void decode(const std::byte* first, Index row_bytes, const auto& use) {
+    Words scales[2], high[2] = {};
+    PanelFloats d, minimum;
+    if constexpr (HasMinimum) read_words<std::uint32_t>(first, row_bytes, scales);
+    else read_words<std::uint16_t>(first, row_bytes, scales);
+    for (int p = 0; p < 2; ++p) {
+      d.part[p] = floats_of_f16(scales[p]);
+      minimum.part[p] = floats_of_f16(scales[p] >> 16);
+    }
+    if constexpr (Bits == 5) read_words<std::uint32_t>(first + (HasMinimum ? 4 : 2), row_bytes, high);
+    const PanelWords words(first + bytes - 16, row_bytes);
+    for (int half = 0; half < 2; ++half) {
+      for (int i = 0; i < 16; ++i) {
+        const int k = 16 * half + i;
+        use(k, words.map(i / 4, [&](int p, Words w) {
+          Words q = (w >> (8 * (i % 4) + 4 * half)) & 15U;
+          if constexpr (Bits == 5) q |= (k >= 4 ? high[p] >> (k - 4) : high[p] << (4 - k)) & 16U;
+          if constexpr (HasMinimum) return d.part[p] * to_floats(q) + minimum.part[p];
+          else return d.part[p] * to_floats(q - (1U << (Bits - 1)));
+        }));
+      }
+    }
+  }
+};
+
+/// q4_k and q5_k. The first 16 bytes of a block are d, e and the 12 bytes of s and m.
+template <int Bits>
+struct StoredColumns<QuantisedBlock256<Bits>> {
+  using Block = QuantisedBlock256<Bits>;
+  static constexpr Index depth = Block::values, bytes = Block::bytes;
+
+  [[gnu::always_inline]] static void decode(const std::byte* first, Index row_bytes, const auto& use) {
+    const PanelWords head(first, row_bytes);
+    PanelFloats d, e;
+    for (int p = 0; p < 2; ++p) {
+      d.part[p] = floats_of_f16(head.part[p].word[0]);
+      e.part[p] = floats_of_f16(head.part[p].word[0] >> 16);
+    }
+    for (int group = 0; group < 8; ++group) {
+      PanelFloats step, minimum;
+      const unsigned shift = 8 * static_cast<unsigned>(group % 4);
+      for (int p = 0; p < 2; ++p) {  // as Block::scale_and_minimum, byte group % 4 of three words
+        const Words a = head.part[p].word[1] >> shift, b = head.part[p].word[2] >> shift,
+                    c = head.part[p].word[3] >> shift;
+        const Words s = group < 4 ? a & 63U : (c & 15U) | ((a >> 2) & 48U);
+        const Words m = group < 4 ? b & 63U : ((c >> 4) & 15U) | ((b >> 2) & 48U);
+        step.part[p] = d.part[p] * to_floats(s);
+        minimum.part[p] = e.part[p] * to_floats(m);
+      }
+      for (int quarter = 0; quarter < 2; ++quarter) {
+        const std::byte* low = first + bytes - 128 + group / 2 * 32 + quarter * 16;
+        const PanelWords words(low, row_bytes);
+        if constexpr (Bits == 5) {
+          const PanelWords high(first + 16 + quarter * 16, row_bytes);
+          use_quarter(words, &high, step, minimum, group, quarter, use);
+        } else {
+          use_quarter(words, nullptr, step, minimum, group, quarter, use);
+        }
+      }
+    }
+  }
+
+ private:
+  [[gnu::always_inline]] static void use_quarter(const PanelWords& words, const PanelWords* high,
+                                                 const PanelFloats& step, const PanelFloats& minimum, int group,
+                                                 int quarter, const auto& use) {
+    const unsigned shift = 4 * static_cast<unsigned>(group % 2);
+    for (int i = 0; i < 16; ++i)
+      use(32 * group + 16 * quarter + i, words.map(i / 4, [&](int p, Words w) {
+        Words q = (w >> (8 * static_cast<unsigned>(i % 4) + shift)) & 15U;
+        if constexpr (Bits == 5)
+          q |= ((high->part[p].word[i / 4] >> (8 * static_cast<unsigned>(i % 4) + static_cast<unsigned>(group))) & 1U)
+               << 4;
+        return step.part[p] * to_floats(q) - minimum.part[p];
+      }));
+  }
+};
+
+template <>
+struct StoredColumns<Q6_K> {
+  static constexpr Index depth = Q6_K::values, bytes = Q6_K::bytes;
+
+  [[gnu::always_inline]] static void decode(const std::byte* first, Index row_bytes, const auto& use) {
+    Words scales[2];
+    read_words<std::uint16_t>(first + 208, row_bytes, scales);
+    const PanelFloats d = {{floats_of_f16(scales[0]) * 0x1p-24F, floats_of_f16(scales[1]) * 0x1p-24F}};
+    const PanelWords s(first + 192, row_bytes);
+    for (int group = 0; group < 16; ++group) {  // of 16 values
+      const int half = group / 8, run = group % 8 / 2, quarter = group % 2;
+      const PanelWords low(first + half * 64 + run % 2 * 32 + quarter * 16, row_bytes),
+          high(first + 128 + half * 32 + quarter * 16, row_bytes);
+      const unsigned low_shift = 4 * static_cast<unsigned>(run / 2), high_shift = 2 * static_cast<unsigned>(run);
+      PanelFloats step;
+      for (int p = 0; p < 2; ++p) {
+        const Words word = group / 4 == 0   ? s.part[p].word[0]
+                           : group / 4 == 1 ? s.part[p].word[1]
+                           : group / 4 == 2 ? s.part[p].word[2]
+                                            : s.part[p].word[3];
+        step.part[p] = d.part[p] * to_floats((word << (24 - 8 * static_cast<unsigned>(group % 4))) & 0xFF000000U);
+      }
+      for (int i = 0; i < 16; ++i)
+        use(16 * group + i, low.map(i / 4, [&](int p, Words w) {
+          const unsigned byte = 8 * static_cast<unsigned>(i % 4);
+          const Words q = ((w >> (byte + low_shift)) & 15U) | ((high.part[p].word[i / 4] >> (byte + high_shift)) & 3U)
+                                                                  << 4;
+          return step.part[p] * to_floats(q - 32U);
+        }));
+    }
+  }
+};
+
+}  // namespace calm::inline CALM_ABI::cpu

@@ -1,0 +1,91 @@
+// Products with a weight of any storage type against those with its values, which are to have the same bits.
+#include <doctest/doctest.h>
+#include <calm/backend/cpu.hpp>
+#include <calm/backend/cpu_stored.hpp>
+#include <support/values.hpp>
+
+using namespace calm_test;
+using calm::Accumulate;
+using calm::Assign;
+using calm::CpuBackend;
+using calm::DType;
+using calm::StoredMatrix;
+
+namespace {
+
+/// Random bytes with small finite scales, at an odd address: every bit of every field is met, and also types that calm
+/// cannot encode.
+StoredMatrix random_stored(DType dtype, Index rows, Index cols, std::uint64_t seed) {
+  const calm::StoredBlock block = calm::block_of(dtype);
+  const Index bytes = rows * calm::bytes_of(dtype, cols);
+  auto data = std::make_shared<std::vector<std::byte>>(static_cast<std::size_t>(bytes + 1));
+  std::byte* first = data->data() + 1;
+  calm::Random random(seed);
+  for (Index i = 0; i < bytes; ++i) first[i] = static_cast<std::byte>(random.below(256));
+  for (Index i = 0; i < bytes; i += block.bytes) {  // keeps the highest bits of exponents clear
+    if (block.values == 1) first[i + block.bytes - 1] &= std::byte{0xBB};
+    else
+      for (const Index scale : {Index{1}, Index{3}, block.bytes - 1}) first[i + scale] &= std::byte{0xBB};
+  }
+  return {data, first, dtype, rows, cols};
+}
+
+const std::vector<Index> out_sizes = {1, 15, 32, 33, 70, 131};
+
+/// Some lengths of rows: a block, more than a slice that is decoded at once, and what is no whole vector.
+std::vector<Index> in_sizes(DType dtype) {
+  const Index values = calm::block_of(dtype).values;
+  if (values == 1) return {1, 3, 8, 37, 258, 517};
+  return {values, 9 * 256 / values / 2 * values, 3 * 256};
+}
+
+void check_products(DType dtype, Index out, Index in) {
+  CAPTURE(calm::name_of(dtype));
+  CAPTURE(out);
+  CAPTURE(in);
+  const StoredMatrix stored = random_stored(dtype, out, in, 1);
+  const Matrix<float> dense = stored.dense<float>();
+  for (const int threads : {1, 3}) {
+    CpuBackend backend(threads, calm::stored_products), dense_backend(threads);
+    for (const Index rows : {1, 2, 9, 130}) {
+      CAPTURE(rows);
+      const auto x = random_matrix<float>(rows, in, 2), dy = random_matrix<float>(rows, out, 3);
+      const auto check = [&](auto mode) {
+        Matrix<float> found = random_matrix<float>(rows, out, 4), expected = found;
+        backend.multiply(backend.packed<float>(stored), constant(x), found.view(), mode);
+        dense_backend.multiply(constant(dense), constant(x), expected.view(), mode);
+        CHECK(same_bits(constant(found), constant(expected)));
+        Matrix<float> dx = random_matrix<float>(rows, in, 5), dx_expected = dx;
+        backend.multiply_input_gradient(backend.packed<float>(stored), constant(dy), dx.view(), mode);
+        dense_backend.multiply_input_gradient(constant(dense), constant(dy), dx_expected.view(), mode);
+        CHECK(same_bits(constant(dx), constant(dx_expected)));
+      };
+      check(Assign{});
+      check(Accumulate{});
+    }
+  }
+  CHECK(stored.packed_bytes() == 0);
+}
+
+}  // namespace
+
+TEST_CASE("a weight of any storage type gives the bits of its values, for any shape, and is not copied") {
+  for (const DType dtype : calm::all_dtypes)
+    for (const Index out : out_sizes)
+      for (const Index in : in_sizes(dtype)) check_products(dtype, out, in);
+}
+
+TEST_CASE("a row that is multiplied alone has the bits that it has among others") {
+  CpuBackend backend(2, calm::stored_products);
+  for (const DType dtype : calm::all_dtypes) {
+    CAPTURE(calm::name_of(dtype));
+    const StoredMatrix stored = random_stored(dtype, 70, 512, 7);
+    const auto x = random_matrix<float>(140, 512, 8);
+    Matrix<float> all(140, 70), alone(1, 70);
+    backend.multiply(backend.packed<float>(stored), constant(x), all.view(), Assign{});
+    for (const Index row : {0, 7, 64, 139}) {
+      backend.multiply(backend.packed<float>(stored), constant(x).middle_rows(row, 1), alone.view(), Assign{});
+      CHECK(same_bits(constant(alone), constant(all).middle_rows(row, 1)));
+    }
+  }
+}
