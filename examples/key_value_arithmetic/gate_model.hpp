@@ -109,6 +109,12 @@ class GateModel {
     return {a_->make_session(ctx, slots, capacity, options), b_->make_session(ctx, slots, capacity, options)};
   }
 
+  bool fits(const Session* session, calm::Index slot, std::span<const calm::TokenId> ids, calm::Index prompt_length,
+            calm::Index more) const {
+    return a_->fits(session ? &session->a : nullptr, slot, ids, prompt_length, more) &&
+           b_->fits(session ? &session->b : nullptr, slot, ids, prompt_length, more);
+  }
+
   View advance(auto& ctx, Session& session, const calm::TokenBatch& batch, auto&& observer) const {
     const View x = ctx.arena.template matrix<Scalar>(batch.tokens(), width());
     join(ctx, a_->advance(ctx, session.a, batch, observer), b_->advance(ctx, session.b, batch, observer), x);
