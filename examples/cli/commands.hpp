@@ -113,6 +113,7 @@ void generate(Ctx& ctx, const Model& model, const Options& o, const TokenizerPoi
   if (o.json)
     std::cout << nlohmann::json{{"text", result[0].text},
                                 {"ids", result[0].ids},
+                                {"finish_reason", reasons[static_cast<std::size_t>(result[0].reason)]},
                                 {"log_probabilities", result[0].log_probabilities}}
                      .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)
               << '\n';

@@ -123,7 +123,9 @@ struct CommandLine {
     threads(sub);
   }
   void sampling(CLI::App* sub) {
-    sub->add_option("--max-new-tokens", o.max_new_tokens)->check(CLI::NonNegativeNumber);
+    sub->add_option("--max-new-tokens", o.max_new_tokens,
+                    "fewer where the context of the model or of an augment is full before")
+        ->check(CLI::NonNegativeNumber);
     sub->add_option("--temperature", o.temperature, "0: greedy");
     sub->add_option("--top-k", o.top_k, "0: all");
     sub->add_option("--top-p", o.top_p);

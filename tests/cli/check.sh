@@ -69,6 +69,20 @@ expect 1 "the adapter was made for the alignment bytes" \
 expect 1 "augment 0 of the adapter has the tokenizer" \
   generate --anchor "$out/llama" --augment "$narrow" --adapter "$out/by_bytes" --prompt "ab="
 
+# Generation ends where the context of an augment is full; a prompt that does not fit into it is refused.
+mkdir "$out/short"
+cp "$out/llama_narrow"/*.json "$out/llama_narrow/model.safetensors" "$out/short"
+sed -i 's/"max_position_embeddings": [0-9]*/"max_position_embeddings": 8/' "$out/short/config.json"
+short=(--anchor "$out/llama" --augment "$out/short")
+expect 0 "1 links" init "${short[@]}" --links-count 1 --out "$out/to_short"
+expect 0 '"finish_reason":"context"' generate "${short[@]}" --adapter "$out/to_short" --prompt "ab=" --json
+expect 0 "context of the model or of an augment is full" \
+  generate "${short[@]}" --adapter "$out/to_short" --prompt "ab="
+expect 0 '"finish_reason":"length"' \
+  generate "${short[@]}" --adapter "$out/to_short" --prompt "ab=" --max-new-tokens 2 --json
+expect 1 "prompt 0 has 9 tokens, which the context of an augment does not hold" \
+  generate "${short[@]}" --adapter "$out/to_short" --prompt "abcdefgh="
+
 # What stands before a stop string is what eval compares.
 text=$("$program" generate --model "$out/llama" --prompt "ab=" --max-new-tokens 24 --json 2>/dev/null |
   sed 's/.*"text":"\([^"]*\)".*/\1/')
