@@ -3,6 +3,7 @@
 
 #include "models.hpp"
 
+#include <calm/backend/cpu_bf16.hpp>
 #include <calm/evaluate/chrf.hpp>
 #include <calm/evaluate/progress.hpp>
 #include <calm/generate/generate.hpp>
@@ -110,6 +111,9 @@ void generate(Ctx& ctx, const Model& model, const Options& o, const TokenizerPoi
   const auto result = calm::generate(ctx, model, std::span(prompts), options, [&](const calm::StreamedToken& token) {
     if (!o.json) std::cout << token.text << std::flush;
   });
+  constexpr const char* reasons[] = {"end_token", "stop_string", "length", "context"};
+  if (result[0].reason == calm::FinishReason::context)
+    std::cerr << "calm: the context of the model or of an augment is full; the text ends here\n";
   if (o.json)
     std::cout << nlohmann::json{{"text", result[0].text},
                                 {"ids", result[0].ids},
@@ -315,14 +319,27 @@ OpenedAugment open_augment_as(const calm::Pretrained& files, TokenizerPointer to
   return {std::make_shared<const Augment>(model), calm::describe(*model, identity_of(tokenizer)), std::move(tokenizer)};
 }
 
+/// Of a frozen weight's cpu::PanelForm.
+template <class S>
+Index bytes_of_panels(Index rows, Index cols) {
+  return calm::cpu::panels_of<S>(rows) * calm::cpu::panel_columns<S> * cols * Index{sizeof(S)};
+}
+
 template <class Architecture>
 StoredWeights stored_weights_of(const calm::Pretrained& files) {
   StoredWeights found;
-  calm::for_each_weight(*files.open_as<calm::Transformer<Architecture>>(), [&](const std::string&, const auto& weight) {
+  const bool tied = files.spec().tied_embeddings;
+  const auto add = [&](const std::string& name, const auto& weight) {
     found.parameters += weight.size();
     found.bytes += weight.stored_bytes();
     found.types[std::string(calm::name_of(weight.dtype()))] += weight.size();
-  });
+    // Not multiplied: vectors, and tables whose rows are looked up.
+    if (weight.rows() == 1 || name.starts_with("model.embed_positions")) return;
+    if (!tied && name.starts_with("model.embed_tokens")) return;
+    found.packed_f32 += bytes_of_panels<float>(weight.rows(), weight.cols());
+    found.packed_bf16 += bytes_of_panels<calm::cpu::Pair>(weight.rows(), calm::cpu::pairs_of(weight.cols()));
+  };
+  calm::for_each_weight(*files.open_as<calm::Transformer<Architecture>>(), add);
   return found;
 }
 

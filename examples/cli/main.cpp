@@ -40,6 +40,9 @@ struct CommandLine {
   }
   void threads(CLI::App* sub) {
     sub->add_option("--threads", o.threads, "0: one a core; results do not depend on it");
+    compute(sub);
+  }
+  void compute(CLI::App* sub) {
     sub->add_option("--compute", o.compute,
                     "arithmetic of matrix products; bf16 rounds what is multiplied and adds up in f32")
         ->check(CLI::IsMember({"f32", "bf16"}));
@@ -64,6 +67,7 @@ struct CommandLine {
     auto* sub = command("inspect", Command::inspect, "architecture, sizes, parameters, stored types, memory",
                         "calm inspect SmolLM2-135M-Instruct.Q4_1.gguf");
     sub->add_option("path", o.model, "model or adapter")->required();
+    compute(sub);
   }
   void tokenize() {
     auto* sub = command("tokenize", Command::tokenize, "text as ids, one line for each input line",
@@ -240,10 +244,12 @@ void inspect(const Options& o) {
                                 {"tied_embeddings", spec.tied_embeddings}};
   const StoredWeights weights = calm::zoo::All::visit(
       files.model_type(), [&](auto architecture) { return stored_weights_of<decltype(architecture)>(files); });
+  const Index packed = o.compute == "bf16" ? weights.packed_bf16 : weights.packed_f32;
   result["parameters"] = weights.parameters;
   result["stored_types"] = weights.types;
   result["stored_bytes"] = weights.bytes;
-  result["packed_bytes"] = 4 * weights.parameters;  // f32, made when a weight is first multiplied
+  result["packed_bytes"] =
+      packed;  // in decoding and in prefill; each weight's part is made when it is first multiplied
   result["cache_bytes_a_token"] = 2 * spec.blocks * spec.heads.kv_heads * spec.heads.width * Index{sizeof(float)};
   if (const TokenizerPointer tokenizer = find_tokenizer(o.model)) result["tokenizer"] = tokenizer->identity();
   print(o, result);

@@ -41,7 +41,8 @@ OpenedAugment open_augment(const std::string& path);
 /// What `calm inspect` says of a model's weights.
 struct StoredWeights {
   Index parameters = 0, bytes = 0;
-  std::map<std::string, Index> types;  // how many values are stored as each type
+  Index packed_f32 = 0, packed_bf16 = 0;  // bytes of the forms that products read, by --compute
+  std::map<std::string, Index> types;     // how many values are stored as each type
 };
 
 // Compiled once for each architecture, in files of their own (architecture.cpp.in); nothing else of the program

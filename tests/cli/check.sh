@@ -26,6 +26,12 @@ base=$data/llama narrow=$data/llama_narrow
 both=(--anchor "$base" --augment "$narrow")
 expect 0 "27168" inspect "$base"
 expect 0 '"architecture":"gemma3_text"' inspect "$data/zoo_gemma3" --json
+# What products read is smaller in bf16: half, where rows are whole pairs.
+packed() { "$program" inspect "$base" --compute "$1" --json | sed 's/.*"packed_bytes":\([0-9]*\).*/\1/'; }
+if [[ $(packed f32) -ne $((2 * $(packed bf16))) ]]; then
+  echo "calm inspect: packed_bytes are $(packed f32) in f32 and $(packed bf16) in bf16" >&2
+  failed=1
+fi
 expect 0 "3 tokens" logits --model "$base" --ids 1,2,3 --out "$out/alone.safetensors"
 expect 0 "1 links" init "${both[@]}" --links-count 1 --alignment identity --out "$out/adapter"
 expect 0 "adapter" inspect "$out/adapter"
