@@ -215,18 +215,28 @@ void print(const Options& o, const nlohmann::ordered_json& result) {
     std::cout << result << '\n';
     return;
   }
-  for (const auto& [key, value] : result.items())
+  const auto line = [](const std::string& key, const nlohmann::ordered_json& value) {
     std::cout << key << std::string(key.size() < 22 ? 22 - key.size() : 1, ' ')
               << (value.is_string() ? value.get<std::string>() : value.dump()) << '\n';
+  };
+  for (const auto& [key, value] : result.items()) {
+    if (!value.is_array()) line(key, value);
+    else
+      for (const auto& item : value) line(key, item);
+  }
 }
 
 void inspect(const Options& o) {
   if (std::filesystem::exists(std::filesystem::path(o.model) / "adapter_config.json")) {
     const calm::AdapterConfig config = calm::read_adapter_config(o.model);
+    auto augments = nlohmann::ordered_json::array();
+    for (const calm::BaseDescription& base : config.bases) augments.push_back(base.architecture + ", " + base.sizes);
     nlohmann::ordered_json result{{"kind", "adapter"}, {"links", config.links.size()}, {"heads", config.options.heads}};
-    for (std::size_t i = 0; i < config.bases.size(); ++i)
-      result[i == 0 ? "anchor" : calm::message("augment ", i - 1)] =
-          config.bases[i].architecture + ", " + config.bases[i].sizes;
+    if (!augments.empty()) {
+      result["anchor"] = augments.front();
+      augments.erase(augments.begin());
+    }
+    result["augments"] = std::move(augments);
     return print(o, result);
   }
   const calm::Pretrained files(o.model);

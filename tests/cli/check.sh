@@ -98,6 +98,24 @@ compare=(eval --model "$out/llama" --data "$out/stop.jsonl" --max-new-tokens 24)
 expect 0 "exact: 100" "${compare[@]}" --stop "$stop"
 expect 0 "exact: 0" "${compare[@]}"
 
+# An adapter's configuration with many bases is read and printed in time in proportion to them.
+mkdir "$out/many"
+awk -v n=100000 'BEGIN {
+  print "{\"peft_type\":\"CALM\",\"format_version\":1,\"links\":[],\"bases\":["
+  for (i = 0; i < n; ++i)
+    printf "%s{\"architecture\":\"a\",\"sizes\":\"s\",\"content_hash\":\"h\"}", (i ? "," : "")
+  print "],\"options\":{\"heads\":1,\"norms\":true,\"gate\":\"one\",\"rotary\":false,\"rank\":0}}"
+}' >"$out/many/adapter_config.json"
+few=$(date +%s%N)
+expect 0 "adapter" inspect "$out/adapter"
+many=$(date +%s%N)
+expect 0 "augments" inspect "$out/many"
+end=$(date +%s%N)
+if ((end - many > 20 * (many - few) + 2000000000)); then
+  echo "calm inspect of 100,000 bases took $(((end - many) / 1000000)) ms" >&2
+  failed=1
+fi
+
 expect 2 "subcommand" unknown
 expect 1 "cannot be spread" init "${both[@]}" --links-count 1000000000000 --out "$out/none"
 expect 2 "--ids or --text" logits --model "$base" --out "$out/none"
