@@ -20,7 +20,7 @@ Tokenizer pieces(const std::vector<std::string>& words) {
   for (int byte = 0; byte < 256; ++byte) {
     char name[8];
     std::snprintf(name, sizeof name, "<0x%02X>", static_cast<unsigned>(byte));
-    v.tokens.emplace_back(name);
+    v.tokens.push_back(name);
     v.token_types.push_back(6);
   }
   for (const std::string& word : words) {

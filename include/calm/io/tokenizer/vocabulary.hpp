@@ -49,6 +49,12 @@ class Vocabulary {
   /// Ids above any vocabulary of today; a table has a row for each up to the highest.
   static constexpr Index most_ids = Index{1} << 21;
 
+  /// Room for tokens of this number and length in all.
+  void reserve(std::size_t tokens, std::size_t bytes) {
+    entries_.reserve(tokens);
+    bytes_.reserve(bytes);
+  }
+
   /// Gives `id` its bytes. `is_searchable`: find() knows it. Throws FormatError where the id has bytes already.
   void set(TokenId id, std::string_view bytes, bool is_searchable, const std::string& where) {
     require<FormatError>(id >= 0 && id < most_ids, where, ": the id ", id, " of ", in_quotes(bytes), " is not in [0, ",
@@ -95,9 +101,9 @@ class Vocabulary {
 
   /// A hash of all ids and bytes.
   std::string identity() const {
-    std::string ends;
-    for (const Entry& entry : entries_) ends += message(entry.is_set ? "" : "-", entry.begin + entry.size, ' ');
-    return content_hash(bytes_) + content_hash(ends);
+    ContentHasher ends;
+    for (const Entry& entry : entries_) ends.add(message(entry.is_set ? "" : "-", entry.begin + entry.size, ' '));
+    return content_hash(bytes_) + ends.digits();
   }
 
  private:
