@@ -40,9 +40,6 @@ struct CommandLine {
   }
   void threads(CLI::App* sub) {
     sub->add_option("--threads", o.threads, "0: one a core; results do not depend on it");
-    compute(sub);
-  }
-  void compute(CLI::App* sub) {
     sub->add_option("--compute", o.compute,
                     "arithmetic of matrix products; bf16 rounds what is multiplied and adds up in f32")
         ->check(CLI::IsMember({"f32", "bf16"}));
@@ -66,8 +63,14 @@ struct CommandLine {
   void inspect() {
     auto* sub = command("inspect", Command::inspect, "architecture, sizes, parameters, stored types, memory",
                         "calm inspect SmolLM2-135M-Instruct.Q4_1.gguf");
-    sub->add_option("path", o.model, "model or adapter")->required();
-    compute(sub);
+    sub->add_option("path", o.model, "model or adapter");
+    sub->add_flag(
+        "--cost", o.cost,
+        "instead: FLOPs and bytes a token by the sizes, and tokens a second measured here; also of a composition");
+    composition(sub, true);
+    sub->add_option("--tokens", o.tokens, "with --cost: of the prompt and of a training step's sequence")
+        ->check(CLI::Range(2, 1 << 20));
+    threads(sub);
   }
   void tokenize() {
     auto* sub = command("tokenize", Command::tokenize, "text as ids, one line for each input line",
@@ -166,7 +169,11 @@ void check_usage(const Options& o) {
   const auto expect = [](bool holds, const char* message) {
     if (!holds) throw UsageError(message);
   };
-  if (o.command == Command::inspect) return;
+  if (o.command == Command::inspect) {
+    expect(o.cost || !o.composed(), "--anchor needs --cost; give the PATH of a model or of an adapter");
+    expect(o.composed() || !o.model.empty(), "give the PATH of a model or of an adapter");
+    if (!o.cost) return;
+  }
   const bool needs_composition =
       o.command == Command::gradients || o.command == Command::init || o.command == Command::train;
   if (needs_composition) expect(o.composed(), "--anchor is required");
@@ -280,7 +287,7 @@ int main(int argc, char** argv) {
   }
   const Options& o = line.o;
   try {
-    if (o.command == Command::inspect) {
+    if (o.command == Command::inspect && !o.cost) {
       inspect(o);
     } else if (o.command == Command::tokenize) {
       tokenize(o);

@@ -5,6 +5,7 @@
 
 #include <calm/backend/cpu.hpp>
 #include <calm/compose/any_augment.hpp>
+#include <calm/evaluate/cost.hpp>
 #include <calm/io/adapter.hpp>
 #include <calm/io/pretrained.hpp>
 #include <calm/io/tokenizer/byte_aligner.hpp>
@@ -33,6 +34,7 @@ struct OpenedAugment {
   std::shared_ptr<const Augment> model;
   calm::BaseDescription description;
   TokenizerPointer tokenizer;
+  calm::ModelCost cost;
 };
 
 /// Of any architecture.

@@ -98,6 +98,18 @@ compare=(eval --model "$out/llama" --data "$out/stop.jsonl" --max-new-tokens 24)
 expect 0 "exact: 100" "${compare[@]}" --stop "$stop"
 expect 0 "exact: 0" "${compare[@]}"
 
+# FLOPs of a token by the sizes: 23,040 weights in 3 blocks, a head of 61 x 32, 4 heads of 8; a prompt of 8 tokens.
+expect 0 '"what":"prefill","flops_a_token":48296.0,"weight_bytes_a_token":12496.0' \
+  inspect "$base" --cost --tokens 8 --json
+expect 0 '"what":"decode","flops_a_token":56128.0,"weight_bytes_a_token":99968.0' \
+  inspect "$base" --cost --tokens 8 --json
+expect 0 "decode" inspect "$base" --cost --tokens 8 --compute bf16
+expect 0 "training step" inspect --cost --tokens 8 "${texts[@]}" --adapter "$out/fresh"
+expect 0 '"augment_tokens_a_token":[1.0]' inspect --cost --tokens 8 "${texts[@]}" --adapter "$out/fresh" --json
+expect 0 '"augment_tokens_a_token":[1.' inspect --cost --tokens 8 "${texts[@]}" --adapter "$out/by_bytes" --json
+expect 2 "PATH of a model" inspect
+expect 2 "needs --cost" inspect "${texts[@]}" --adapter "$out/fresh"
+
 # An adapter's configuration with many bases is read and printed in time in proportion to them.
 mkdir "$out/many"
 awk -v n=100000 'BEGIN {
