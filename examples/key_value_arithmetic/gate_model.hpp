@@ -85,7 +85,7 @@ class GateModel {
     }
   }
 
-  void head_backward(auto& ctx, ConstView rows, ConstView, View drows, const HeadCache&) const {
+  void head_backward(auto& ctx, ConstView, ConstView, View drows, const HeadCache&) const {
     ctx.backend.set_zero(drows);  // both models are frozen
   }
   void head_backward(auto& ctx, ConstView rows, ConstView dlogits, View drows, const HeadCache& cache,

@@ -129,7 +129,9 @@ TEST_CASE("the counter counts what malloc, operator new and Eigen ask for" * doc
 TEST_CASE("a training step of a composed model allocates nothing after the first" * doctest::skip(!counts)) {
   for (const calm::BridgeOptions& options :
        {calm::BridgeOptions{}, {.gate = calm::Gate::tanh, .rotary = true, .rank = 7}}) {
-    for (const auto& [threads, products] : all_settings) {
+    for (const Settings& settings : all_settings) {
+      const int threads = settings.first;
+      const calm::MakeProducts products = settings.second;
       for (const bool uneven : {false, true}) {
         CAPTURE(threads);
         CAPTURE(products != nullptr);
@@ -170,7 +172,9 @@ TEST_CASE("a training step of a composed model allocates nothing after the first
 }
 
 TEST_CASE("decoding allocates nothing after the first step" * doctest::skip(!counts)) {
-  for (const auto& [threads, products] : all_settings) {
+  for (const Settings& settings : all_settings) {
+    const int threads = settings.first;
+    const calm::MakeProducts products = settings.second;
     for (const bool uneven : {false, true}) {
       CAPTURE(threads);
       CAPTURE(products != nullptr);
