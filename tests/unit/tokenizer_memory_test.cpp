@@ -29,11 +29,15 @@ long bytes_of(void* p) {
 
 }  // namespace
 
-void* operator new(std::size_t size) {
+void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
   void* p = std::malloc(size);
-  if (p == nullptr) throw std::bad_alloc();
-  live += bytes_of(p);
+  if (p != nullptr) live += bytes_of(p);
   peak = std::max(peak, live);
+  return p;
+}
+void* operator new(std::size_t size) {
+  void* p = operator new(size, std::nothrow);
+  if (p == nullptr) throw std::bad_alloc();
   return p;
 }
 void operator delete(void* p) noexcept {
