@@ -118,17 +118,18 @@ class GgufVocabularyReader {
   void read_token(TokenId id) {
     const std::string_view token = file_.tokens[static_cast<std::size_t>(id)];
     const std::int32_t type = type_of(id);
-    const std::string here = message(where_, ": token ", id);
-    require<FormatError>(type >= normal && type <= byte, here, ": the token type ", type, " is not known");
+    if (type < normal || type > byte)
+      fail<FormatError>({where_, ": token ", id, ": the token type ", type, " is not known"});
     std::string bytes;
     if (type == control || type == user_defined) {
-      require<FormatError>(token.size() <= 4096, here, ": a ", type == control ? "control" : "user defined",
-                           " token of more than 4096 bytes");
+      require<FormatError>(token.size() <= 4096, where_, ": token ", id, ": a ",
+                           type == control ? "control" : "user defined", " token of more than 4096 bytes");
       AddedToken added;
       added.id = id;
       added.content = token;
-      require<FormatError>(static_cast<Index>(parts_.added.size()) < GgufVocabulary::most_added_tokens, here,
-                           ": more than ", GgufVocabulary::most_added_tokens, " control and user defined tokens");
+      require<FormatError>(static_cast<Index>(parts_.added.size()) < GgufVocabulary::most_added_tokens, where_,
+                           ": token ", id, ": more than ", GgufVocabulary::most_added_tokens,
+                           " control and user defined tokens");
       added.special = type == control;
       // SentencePiece finds user defined tokens where spaces are marks already; beside a mark that stands in the text,
       // too. A prefix that is put before every text would be put before these tokens as well.
@@ -142,7 +143,8 @@ class GgufVocabularyReader {
       parts_.vocabulary.set(id, in_alphabet ? bytes : token, in_alphabet, where_);
     } else {
       const auto value = type == byte ? byte_of_token(token) : std::nullopt;
-      require<FormatError>(type != byte || value, here, ": ", in_quotes(token), " is no byte token; <0x0A> is one");
+      if (type == byte && !value)
+        fail<FormatError>({where_, ": token ", id, ": ", in_quotes(token), " is no byte token; <0x0A> is one"});
       if (value) parts_.bpe.byte_tokens[*value] = id;
       parts_.vocabulary.set(id, token, type == normal || type == unused, where_);
       if (type == unknown) parts_.bpe.unknown = id;
