@@ -3,13 +3,16 @@
 
 #include "models.hpp"
 
+#include <calm/backend/cpu_bf16.hpp>
 #include <calm/evaluate/chrf.hpp>
 #include <calm/evaluate/progress.hpp>
+#include <calm/evaluate/table.hpp>
 #include <calm/generate/generate.hpp>
 #include <calm/io/text_data.hpp>
 #include <calm/io/tokenizer/chat.hpp>
 #include <calm/train/checkpoint.hpp>
 
+#include <chrono>
 #include <iostream>
 
 namespace cli {
@@ -110,9 +113,13 @@ void generate(Ctx& ctx, const Model& model, const Options& o, const TokenizerPoi
   const auto result = calm::generate(ctx, model, std::span(prompts), options, [&](const calm::StreamedToken& token) {
     if (!o.json) std::cout << token.text << std::flush;
   });
+  constexpr const char* reasons[] = {"end_token", "stop_string", "length", "context"};
+  if (result[0].reason == calm::FinishReason::context)
+    std::cerr << "calm: the context of the model or of an augment is full; the text ends here\n";
   if (o.json)
     std::cout << nlohmann::json{{"text", result[0].text},
                                 {"ids", result[0].ids},
+                                {"finish_reason", reasons[static_cast<std::size_t>(result[0].reason)]},
                                 {"log_probabilities", result[0].log_probabilities}}
                      .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)
               << '\n';
@@ -259,6 +266,98 @@ void train(Ctx& ctx, Model& model, const Options& o, const TokenizerPointer& tok
   else std::cout << "loss " << loss << " after " << trainer.step_count() << " steps -> " << o.out << '\n';
 }
 
+/// Tokens to measure with: a text, or where there is no tokenizer the first of the vocabulary.
+inline std::vector<TokenId> ids_to_measure(Index count, const calm::ModelSpec& spec,
+                                           const TokenizerPointer& tokenizer) {
+  std::vector<TokenId> ids;
+  while (tokenizer && static_cast<Index>(ids.size()) < count)
+    for (const TokenId id :
+         encode_plain(*tokenizer, "The small model knows, and the large model writes it down. ", false))
+      ids.push_back(id);
+  for (Index i = 0; static_cast<Index>(ids.size()) < count; ++i)
+    ids.push_back(static_cast<TokenId>(i % spec.vocabulary));
+  ids.resize(static_cast<std::size_t>(count));
+  return ids;
+}
+
+template <class Fn>
+double seconds_of(Fn&& fn) {
+  const auto start = std::chrono::steady_clock::now();
+  fn();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+/// What a token costs by the sizes, beside how fast tokens are on this machine: a prompt of --tokens, the tokens after
+/// it, and with bridges to train a step that scores half of a sequence as long.
+template <class Model>
+void print_cost(Ctx& ctx, Model& model, const Options& o, const std::vector<TokenId>& ids,
+                const calm::CompositionCost& cost) {
+  using ConstView = calm::MatrixView<const float>;
+  constexpr Index steps = 16;
+  const Index prompt = o.tokens;
+  auto session = model.make_session(ctx, 1, prompt + steps);
+  const auto advance = [&](Index first, Index count) {
+    const std::vector<Index> offsets{0, count}, lengths{first == 0 ? count : 0}, slots{0};
+    ctx.arena.reset();
+    const auto tokens = std::span(ids).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count));
+    const auto x = model.advance(ctx, session, calm::TokenBatch{tokens, offsets, lengths, slots}, calm::NullObserver{});
+    const auto logits = ctx.arena.template matrix<float>(1, model.spec().vocabulary);
+    typename Model::HeadCache head;
+    model.head(ctx, ConstView(x.middle_rows(x.rows - 1, 1)), logits, head);
+  };
+  advance(0, prompt);  // packs the weights, where that is done
+  session.clear(0);
+  nlohmann::ordered_json rows = nlohmann::ordered_json::array();
+  const auto row = [&](const char* what, const calm::TokenCost& one, Index tokens, double seconds) {
+    const double speed = static_cast<double>(tokens) / seconds;
+    rows.push_back({{"what", what},
+                    {"flops_a_token", std::round(one.flops())},
+                    {"weight_bytes_a_token", std::round(one.weight_bytes)},
+                    {"cache_bytes_a_token", std::round(one.cache_bytes)},
+                    {"tokens_a_second", speed},
+                    {"flops_a_second", std::round(one.flops() * speed)}});
+  };
+  row("prefill", cost.prefill(prompt), prompt, seconds_of([&] { advance(0, prompt); }));
+  row("decode", cost.decode(prompt + steps / 2), steps, seconds_of([&] {
+        for (Index t = 0; t < steps; ++t) advance(prompt + t, 1);
+      }));
+  if constexpr (Model::trainable) {
+    const auto half = static_cast<std::ptrdiff_t>(prompt / 2);
+    calm::PackedBatch batch;
+    batch.add({{ids.begin(), ids.begin() + half + 1}, {ids.begin() + half + 1, ids.begin() + prompt + 1}});
+    calm::Gradients<float> grads(model);
+    calm::KeptStates<Model> states;
+    typename Model::Tape tape;
+    Ctx training(o.threads, products_of(Command::train, o));
+    const auto step = [&] {
+      states.filled = false;
+      calm::batch_loss(training, model, batch, states, &tape, 1.0, grads);
+    };
+    step();
+    const double scored = static_cast<double>(batch.rows().size()) / static_cast<double>(prompt);
+    row("training step", cost.train(prompt, scored), prompt, seconds_of(step));
+  }
+  if (o.json) {
+    nlohmann::ordered_json result{{"tokens", prompt}, {"threads", o.threads}, {"compute", o.compute}};
+    auto pieces = nlohmann::ordered_json::array();
+    for (const auto& augment : cost.augments) pieces.push_back(augment.tokens);
+    if (!pieces.empty()) result["augment_tokens_a_token"] = pieces;
+    result["rows"] = std::move(rows);
+    std::cout << result << '\n';
+    return;
+  }
+  calm::Table table({"a token of", "MFLOP", "MB of weights", "MB of caches", "tokens/s", "GFLOP/s"});
+  for (const auto& r : rows) {
+    const auto cell = [&](const char* key, double unit, int digits) {
+      return calm::fixed(r[key].template get<double>() / unit, digits);
+    };
+    table.add_row({r["what"].template get<std::string>(), cell("flops_a_token", 1e6, 1),
+                   cell("weight_bytes_a_token", 1e6, 2), cell("cache_bytes_a_token", 1e6, 2),
+                   cell("tokens_a_second", 1, 1), cell("flops_a_second", 1e9, 1)});
+  }
+  std::cout << table.text();
+}
+
 /// The commands that take any model.
 template <class Model>
 void run_any(Ctx& ctx, const Model& model, const Options& o, const TokenizerPointer& tokenizer) {
@@ -293,6 +392,21 @@ void run_composed(Ctx& ctx, const Options& o, std::shared_ptr<const Anchor> anch
   const std::string alignment = alignment_of(o, config.alignment, tokenizer, augments);
   Model model(anchor, models, calm::Links(config.links), config.options, aligners_of(alignment, tokenizer, augments));
   calm::load_adapter_weights(model, o.adapter, config);
+  if (o.command == Command::inspect) {
+    calm::CompositionCost cost{.anchor = calm::cost_of(*anchor), .links = model.links(), .options = model.options()};
+    cost.value_bytes = o.compute == "bf16" ? 2 : 0;
+    const std::vector<TokenId> ids = ids_to_measure(o.tokens + 16, anchor->spec(), tokenizer);
+    const auto aligners = aligners_of(alignment, tokenizer, augments);
+    for (std::size_t a = 0; a < augments.size(); ++a) {
+      calm::AlignedBatch aligned;
+      aligned.clear();
+      calm::AlignmentState state;
+      aligned.append(*aligners[a], state, std::span(ids), o.tokens);
+      cost.augments.push_back(
+          {augments[a].cost, static_cast<double>(aligned.ids.size()) / static_cast<double>(ids.size())});
+    }
+    return print_cost(ctx, model, o, ids, cost);
+  }
   if (o.command == Command::gradients) gradients(ctx, model, o, tokenizer);
   else if (o.command == Command::train) train(ctx, model, o, tokenizer, bases, alignment);
   else run_any(ctx, model, o, tokenizer);
@@ -302,6 +416,9 @@ template <class Architecture>
 void run_with(Ctx& ctx, const Options& o, const calm::Pretrained& files) {
   const auto model = files.open_as<calm::Transformer<Architecture>>();
   const TokenizerPointer tokenizer = find_tokenizer(o.main_model());
+  if (!o.composed() && o.command == Command::inspect)
+    return print_cost(ctx, *model, o, ids_to_measure(o.tokens + 16, model->spec(), tokenizer),
+                      {.anchor = calm::cost_of(*model), .value_bytes = o.compute == "bf16" ? 2.0 : 0.0});
   if (!o.composed()) return run_any(ctx, *model, o, tokenizer);
   std::vector<OpenedAugment> augments;
   for (const std::string& path : o.augments) augments.push_back(open_augment(path));
@@ -311,17 +428,31 @@ void run_with(Ctx& ctx, const Options& o, const calm::Pretrained& files) {
 template <class Architecture>
 OpenedAugment open_augment_as(const calm::Pretrained& files, TokenizerPointer tokenizer) {
   const auto model = files.open_as<calm::Transformer<Architecture>>();
-  return {std::make_shared<const Augment>(model), calm::describe(*model, identity_of(tokenizer)), std::move(tokenizer)};
+  return {std::make_shared<const Augment>(model), calm::describe(*model, identity_of(tokenizer)), std::move(tokenizer),
+          calm::cost_of(*model)};
+}
+
+/// Of a frozen weight's cpu::PanelForm.
+template <class S>
+Index bytes_of_panels(Index rows, Index cols) {
+  return calm::cpu::panels_of<S>(rows) * calm::cpu::panel_columns<S> * cols * Index{sizeof(S)};
 }
 
 template <class Architecture>
 StoredWeights stored_weights_of(const calm::Pretrained& files) {
   StoredWeights found;
-  calm::for_each_weight(*files.open_as<calm::Transformer<Architecture>>(), [&](const std::string&, const auto& weight) {
+  const bool tied = files.spec().tied_embeddings;
+  const auto add = [&](const std::string& name, const auto& weight) {
     found.parameters += weight.size();
     found.bytes += weight.stored_bytes();
     found.types[std::string(calm::name_of(weight.dtype()))] += weight.size();
-  });
+    // Not multiplied: vectors, and tables whose rows are looked up.
+    if (weight.rows() == 1 || name.starts_with("model.embed_positions")) return;
+    if (!tied && name.starts_with("model.embed_tokens")) return;
+    found.packed_f32 += bytes_of_panels<float>(weight.rows(), weight.cols());
+    found.packed_bf16 += bytes_of_panels<calm::cpu::Pair>(weight.rows(), calm::cpu::pairs_of(weight.cols()));
+  };
+  calm::for_each_weight(*files.open_as<calm::Transformer<Architecture>>(), add);
   return found;
 }
 

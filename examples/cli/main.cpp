@@ -1,7 +1,6 @@
 // calm: looks into models, composes them, trains the bridges and uses what came out. `calm --help` says more.
 #include "models.hpp"
 
-#include <calm/backend/cpu_bf16.hpp>
 #include <calm/model/zoo/zoo.hpp>
 
 #include <CLI/CLI.hpp>
@@ -63,7 +62,14 @@ struct CommandLine {
   void inspect() {
     auto* sub = command("inspect", Command::inspect, "architecture, sizes, parameters, stored types, memory",
                         "calm inspect SmolLM2-135M-Instruct.Q4_1.gguf");
-    sub->add_option("path", o.model, "model or adapter")->required();
+    sub->add_option("path", o.model, "model or adapter");
+    sub->add_flag(
+        "--cost", o.cost,
+        "instead: FLOPs and bytes a token by the sizes, and tokens a second measured here; also of a composition");
+    composition(sub, true);
+    sub->add_option("--tokens", o.tokens, "with --cost: of the prompt and of a training step's sequence")
+        ->check(CLI::Range(2, 1 << 20));
+    threads(sub);
   }
   void tokenize() {
     auto* sub = command("tokenize", Command::tokenize, "text as ids, one line for each input line",
@@ -123,7 +129,9 @@ struct CommandLine {
     threads(sub);
   }
   void sampling(CLI::App* sub) {
-    sub->add_option("--max-new-tokens", o.max_new_tokens)->check(CLI::NonNegativeNumber);
+    sub->add_option("--max-new-tokens", o.max_new_tokens,
+                    "fewer where the context of the model or of an augment is full before")
+        ->check(CLI::NonNegativeNumber);
     sub->add_option("--temperature", o.temperature, "0: greedy");
     sub->add_option("--top-k", o.top_k, "0: all");
     sub->add_option("--top-p", o.top_p);
@@ -160,7 +168,11 @@ void check_usage(const Options& o) {
   const auto expect = [](bool holds, const char* message) {
     if (!holds) throw UsageError(message);
   };
-  if (o.command == Command::inspect) return;
+  if (o.command == Command::inspect) {
+    expect(o.cost || !o.composed(), "--anchor needs --cost; give the PATH of a model or of an adapter");
+    expect(o.composed() || !o.model.empty(), "give the PATH of a model or of an adapter");
+    if (!o.cost) return;
+  }
   const bool needs_composition =
       o.command == Command::gradients || o.command == Command::init || o.command == Command::train;
   if (needs_composition) expect(o.composed(), "--anchor is required");
@@ -209,18 +221,28 @@ void print(const Options& o, const nlohmann::ordered_json& result) {
     std::cout << result << '\n';
     return;
   }
-  for (const auto& [key, value] : result.items())
+  const auto line = [](const std::string& key, const nlohmann::ordered_json& value) {
     std::cout << key << std::string(key.size() < 22 ? 22 - key.size() : 1, ' ')
               << (value.is_string() ? value.get<std::string>() : value.dump()) << '\n';
+  };
+  for (const auto& [key, value] : result.items()) {
+    if (!value.is_array()) line(key, value);
+    else
+      for (const auto& item : value) line(key, item);
+  }
 }
 
 void inspect(const Options& o) {
   if (std::filesystem::exists(std::filesystem::path(o.model) / "adapter_config.json")) {
     const calm::AdapterConfig config = calm::read_adapter_config(o.model);
+    auto augments = nlohmann::ordered_json::array();
+    for (const calm::BaseDescription& base : config.bases) augments.push_back(base.architecture + ", " + base.sizes);
     nlohmann::ordered_json result{{"kind", "adapter"}, {"links", config.links.size()}, {"heads", config.options.heads}};
-    for (std::size_t i = 0; i < config.bases.size(); ++i)
-      result[i == 0 ? "anchor" : calm::message("augment ", i - 1)] =
-          config.bases[i].architecture + ", " + config.bases[i].sizes;
+    if (!augments.empty()) {
+      result["anchor"] = augments.front();
+      augments.erase(augments.begin());
+    }
+    result["augments"] = std::move(augments);
     return print(o, result);
   }
   const calm::Pretrained files(o.model);
@@ -238,10 +260,11 @@ void inspect(const Options& o) {
                                 {"tied_embeddings", spec.tied_embeddings}};
   const StoredWeights weights = calm::zoo::All::visit(
       files.model_type(), [&](auto architecture) { return stored_weights_of<decltype(architecture)>(files); });
+  const Index packed = o.compute == "bf16" ? weights.packed_bf16 : weights.packed_f32;
   result["parameters"] = weights.parameters;
   result["stored_types"] = weights.types;
   result["stored_bytes"] = weights.bytes;
-  result["packed_bytes"] = 4 * weights.parameters;  // f32, made when a weight is first multiplied
+  result["packed_bytes"] = packed;  // for training, and in bf16; each weight's part is made when it is first multiplied
   result["cache_bytes_a_token"] = 2 * spec.blocks * spec.heads.kv_heads * spec.heads.width * Index{sizeof(float)};
   if (const TokenizerPointer tokenizer = find_tokenizer(o.model)) result["tokenizer"] = tokenizer->identity();
   print(o, result);
@@ -262,12 +285,12 @@ int main(int argc, char** argv) {
   }
   const Options& o = line.o;
   try {
-    if (o.command == Command::inspect) {
+    if (o.command == Command::inspect && !o.cost) {
       inspect(o);
     } else if (o.command == Command::tokenize) {
       tokenize(o);
     } else {
-      Ctx ctx(o.threads, o.compute == "bf16" ? calm::bf16_products : nullptr);
+      Ctx ctx(o.threads, products_of(o.command, o));
       const calm::Pretrained files(o.main_model());
       calm::zoo::All::visit(files.model_type(),
                             [&](auto architecture) { run_with<decltype(architecture)>(ctx, o, files); });

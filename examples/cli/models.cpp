@@ -1,5 +1,7 @@
 #include "models.hpp"
 
+#include <calm/backend/cpu_bf16.hpp>
+#include <calm/backend/cpu_stored.hpp>
 #include <calm/model/zoo/zoo.hpp>
 
 #include <sstream>
@@ -29,6 +31,13 @@ std::vector<TokenId> parse_ids(const std::string& text) {
   }
   calm::require<calm::ConfigError>(!ids.empty(), "--ids: at least one token is needed");
   return ids;
+}
+
+calm::MakeProducts products_of(Command command, const Options& o) {
+  if (o.compute == "bf16") return calm::bf16_products;
+  const bool many_rows =
+      command == Command::train || command == Command::gradients || (command == Command::eval && o.metric == "nll");
+  return many_rows ? nullptr : calm::stored_products;
 }
 
 calm::Links links_of(const Options& o) {

@@ -5,6 +5,7 @@
 
 #include <calm/backend/cpu.hpp>
 #include <calm/compose/any_augment.hpp>
+#include <calm/evaluate/cost.hpp>
 #include <calm/io/adapter.hpp>
 #include <calm/io/pretrained.hpp>
 #include <calm/io/tokenizer/byte_aligner.hpp>
@@ -33,15 +34,21 @@ struct OpenedAugment {
   std::shared_ptr<const Augment> model;
   calm::BaseDescription description;
   TokenizerPointer tokenizer;
+  calm::ModelCost cost;
 };
 
 /// Of any architecture.
 OpenedAugment open_augment(const std::string& path);
 
+/// The products that a command computes with: in f32 what multiplies many rows packs frozen weights, all else reads
+/// them as they are stored.
+calm::MakeProducts products_of(Command command, const Options& o);
+
 /// What `calm inspect` says of a model's weights.
 struct StoredWeights {
   Index parameters = 0, bytes = 0;
-  std::map<std::string, Index> types;  // how many values are stored as each type
+  Index packed_f32 = 0, packed_bf16 = 0;  // bytes of the forms that products read, by --compute
+  std::map<std::string, Index> types;     // how many values are stored as each type
 };
 
 // Compiled once for each architecture, in files of their own (architecture.cpp.in); nothing else of the program

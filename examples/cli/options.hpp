@@ -19,12 +19,13 @@ struct Options {
   std::string data, valid, prompt, links, alignment, preset, metric = "exact";
   std::vector<std::string> stop;
   calm::Index links_count = 0, heads = 0, steps = 200, batch_tokens = 2048, accumulate = 1, max_new_tokens = 128;
-  calm::Index top_k = 0;
+  calm::Index top_k = 0, tokens = 128;
   double learning_rate = 1e-3, temperature = 0, top_p = 1;
   std::uint64_t seed = 0;
   int threads = 0;
   std::string compute = "f32";
-  bool json = false, no_special = false, hidden = false, chat = false, resume = false, allow_requantised = false;
+  bool json = false, no_special = false, hidden = false, chat = false, resume = false, allow_requantised = false,
+       cost = false;
 
   bool composed() const { return !anchor.empty(); }
   /// The model whose tokenizer reads and writes text.

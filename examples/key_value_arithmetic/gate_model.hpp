@@ -85,7 +85,7 @@ class GateModel {
     }
   }
 
-  void head_backward(auto& ctx, ConstView rows, ConstView, View drows, const HeadCache&) const {
+  void head_backward(auto& ctx, ConstView, ConstView, View drows, const HeadCache&) const {
     ctx.backend.set_zero(drows);  // both models are frozen
   }
   void head_backward(auto& ctx, ConstView rows, ConstView dlogits, View drows, const HeadCache& cache,
@@ -107,6 +107,12 @@ class GateModel {
   Session make_session(auto& ctx, calm::Index slots, calm::Index capacity,
                        const calm::SessionOptions& options = {}) const {
     return {a_->make_session(ctx, slots, capacity, options), b_->make_session(ctx, slots, capacity, options)};
+  }
+
+  bool fits(const Session* session, calm::Index slot, std::span<const calm::TokenId> ids, calm::Index prompt_length,
+            calm::Index more) const {
+    return a_->fits(session ? &session->a : nullptr, slot, ids, prompt_length, more) &&
+           b_->fits(session ? &session->b : nullptr, slot, ids, prompt_length, more);
   }
 
   View advance(auto& ctx, Session& session, const calm::TokenBatch& batch, auto&& observer) const {

@@ -26,6 +26,12 @@ base=$data/llama narrow=$data/llama_narrow
 both=(--anchor "$base" --augment "$narrow")
 expect 0 "27168" inspect "$base"
 expect 0 '"architecture":"gemma3_text"' inspect "$data/zoo_gemma3" --json
+# What products read is smaller in bf16: half, where rows are whole pairs.
+packed() { "$program" inspect "$base" --compute "$1" --json | sed 's/.*"packed_bytes":\([0-9]*\).*/\1/'; }
+if [[ $(packed f32) -ne $((2 * $(packed bf16))) ]]; then
+  echo "calm inspect: packed_bytes are $(packed f32) in f32 and $(packed bf16) in bf16" >&2
+  failed=1
+fi
 expect 0 "3 tokens" logits --model "$base" --ids 1,2,3 --out "$out/alone.safetensors"
 expect 0 "1 links" init "${both[@]}" --links-count 1 --alignment identity --out "$out/adapter"
 expect 0 "adapter" inspect "$out/adapter"
@@ -69,6 +75,20 @@ expect 1 "the adapter was made for the alignment bytes" \
 expect 1 "augment 0 of the adapter has the tokenizer" \
   generate --anchor "$out/llama" --augment "$narrow" --adapter "$out/by_bytes" --prompt "ab="
 
+# Generation ends where the context of an augment is full; a prompt that does not fit into it is refused.
+mkdir "$out/short"
+cp "$out/llama_narrow"/*.json "$out/llama_narrow/model.safetensors" "$out/short"
+sed -i 's/"max_position_embeddings": [0-9]*/"max_position_embeddings": 8/' "$out/short/config.json"
+short=(--anchor "$out/llama" --augment "$out/short")
+expect 0 "1 links" init "${short[@]}" --links-count 1 --out "$out/to_short"
+expect 0 '"finish_reason":"context"' generate "${short[@]}" --adapter "$out/to_short" --prompt "ab=" --json
+expect 0 "context of the model or of an augment is full" \
+  generate "${short[@]}" --adapter "$out/to_short" --prompt "ab="
+expect 0 '"finish_reason":"length"' \
+  generate "${short[@]}" --adapter "$out/to_short" --prompt "ab=" --max-new-tokens 2 --json
+expect 1 "prompt 0 has 9 tokens, which the context of an augment does not hold" \
+  generate "${short[@]}" --adapter "$out/to_short" --prompt "abcdefgh="
+
 # What stands before a stop string is what eval compares.
 text=$("$program" generate --model "$out/llama" --prompt "ab=" --max-new-tokens 24 --json 2>/dev/null |
   sed 's/.*"text":"\([^"]*\)".*/\1/')
@@ -77,6 +97,36 @@ echo "{\"prompt\": \"ab=\", \"completion\": \"$before\"}" >"$out/stop.jsonl"
 compare=(eval --model "$out/llama" --data "$out/stop.jsonl" --max-new-tokens 24)
 expect 0 "exact: 100" "${compare[@]}" --stop "$stop"
 expect 0 "exact: 0" "${compare[@]}"
+
+# FLOPs of a token by the sizes: 23,040 weights in 3 blocks, a head of 61 x 32, 4 heads of 8; a prompt of 8 tokens.
+expect 0 '"what":"prefill","flops_a_token":48296.0,"weight_bytes_a_token":12496.0' \
+  inspect "$base" --cost --tokens 8 --json
+expect 0 '"what":"decode","flops_a_token":56128.0,"weight_bytes_a_token":99968.0' \
+  inspect "$base" --cost --tokens 8 --json
+expect 0 "decode" inspect "$base" --cost --tokens 8 --compute bf16
+expect 0 "training step" inspect --cost --tokens 8 "${texts[@]}" --adapter "$out/fresh"
+expect 0 '"augment_tokens_a_token":[1.0]' inspect --cost --tokens 8 "${texts[@]}" --adapter "$out/fresh" --json
+expect 0 '"augment_tokens_a_token":[1.' inspect --cost --tokens 8 "${texts[@]}" --adapter "$out/by_bytes" --json
+expect 2 "PATH of a model" inspect
+expect 2 "needs --cost" inspect "${texts[@]}" --adapter "$out/fresh"
+
+# An adapter's configuration with many bases is read and printed in time in proportion to them.
+mkdir "$out/many"
+awk -v n=100000 'BEGIN {
+  print "{\"peft_type\":\"CALM\",\"format_version\":1,\"links\":[],\"bases\":["
+  for (i = 0; i < n; ++i)
+    printf "%s{\"architecture\":\"a\",\"sizes\":\"s\",\"content_hash\":\"h\"}", (i ? "," : "")
+  print "],\"options\":{\"heads\":1,\"norms\":true,\"gate\":\"one\",\"rotary\":false,\"rank\":0}}"
+}' >"$out/many/adapter_config.json"
+few=$(date +%s%N)
+expect 0 "adapter" inspect "$out/adapter"
+many=$(date +%s%N)
+expect 0 "augments" inspect "$out/many"
+end=$(date +%s%N)
+if ((end - many > 20 * (many - few) + 2000000000)); then
+  echo "calm inspect of 100,000 bases took $(((end - many) / 1000000)) ms" >&2
+  failed=1
+fi
 
 expect 2 "subcommand" unknown
 expect 1 "cannot be spread" init "${both[@]}" --links-count 1000000000000 --out "$out/none"

@@ -3,12 +3,21 @@ greedy continuations of eight prompts. transformers reads the same .gguf files.
 
     CALM_MODELS=models CALM_PROGRAM=build/release/bin/calm python tests/python/check_real_models.py
 """
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+# transformers asks for the last two only when it opens a .gguf file.
+missing = [name for name in ["torch", "safetensors", "transformers", "accelerate", "gguf"]
+           if importlib.util.find_spec(name) is None]
+if missing:
+    sys.exit(f"check_real_models.py needs {', '.join(missing)}, which {sys.executable} does not have; install with\n"
+             f"    {sys.executable} -m pip install {' '.join(missing)}\n"
+             "or let CALM_PYTHON name an interpreter that has them")
 
 import torch
 from safetensors.torch import load_file

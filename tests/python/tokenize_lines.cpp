@@ -30,10 +30,10 @@ calm::Tokenizer read_gguf(const std::string& path) {
   calm::GgufVocabulary vocabulary;
   vocabulary.model = calm::get_string(file, "model", path);
   vocabulary.pre = calm::get_string_or(file, "pre", "", path);
-  vocabulary.tokens = file.at("tokens").get<std::vector<std::string>>();
+  vocabulary.tokens = calm::TextList(file.at("tokens").get<std::vector<std::string>>());
   vocabulary.scores = file.at("scores").get<std::vector<float>>();
   vocabulary.token_types = file.at("token_types").get<std::vector<std::int32_t>>();
-  vocabulary.merges = file.at("merges").get<std::vector<std::string>>();
+  vocabulary.merges = calm::TextList(file.at("merges").get<std::vector<std::string>>());
   if (file.contains("bos")) vocabulary.bos = file.at("bos").get<calm::TokenId>();
   if (file.contains("add_bos")) vocabulary.add_bos = file.at("add_bos").get<bool>();
   if (file.contains("add_space_prefix")) vocabulary.add_space_prefix = file.at("add_space_prefix").get<bool>();

@@ -1,5 +1,6 @@
 // The sampler, stop strings, and generation against forward passes without caches.
 #include <doctest/doctest.h>
+#include <calm/compose/any_augment.hpp>
 #include <calm/generate/generate.hpp>
 #include <support/models.hpp>
 
@@ -28,11 +29,13 @@ std::shared_ptr<const Llama> make_anchor(Index context = 64) {
       .vocabulary = vocabulary, .width = 16, .hidden = 24, .blocks = 2, .heads = {2, 1, 8}, .context = context};
   return std::make_shared<const Llama>(spec, TestWeights{1, calm::DType::f32});
 }
-Composed make_composed() {
-  const calm::ModelSpec augment{
-      .vocabulary = vocabulary, .width = 12, .hidden = 16, .blocks = 2, .heads = {2, 2, 6}, .context = 64};
-  Composed model(make_anchor(), {std::make_shared<const Llama>(augment, TestWeights{2, calm::DType::f32})},
-                 {{0, 0, 0}, {0, 1, 1}});
+std::shared_ptr<const Llama> make_augment(Index context = 64) {
+  const calm::ModelSpec spec{
+      .vocabulary = vocabulary, .width = 12, .hidden = 16, .blocks = 2, .heads = {2, 2, 6}, .context = context};
+  return std::make_shared<const Llama>(spec, TestWeights{2, calm::DType::f32});
+}
+Composed make_composed(Index augment_context = 64, std::vector<std::shared_ptr<const calm::Aligner>> aligners = {}) {
+  Composed model(make_anchor(), {make_augment(augment_context)}, {{0, 0, 0}, {0, 1, 1}}, {}, std::move(aligners));
   randomise(model, 9);
   return model;
 }
@@ -358,6 +361,81 @@ TEST_CASE("at the context limit generation refuses before it begins, or stops th
   }
   CHECK_THROWS_AS(run(*model, {random_tokens(13, vocabulary, 1)}, {.at_limit = AtContextLimit::stop}),
                   calm::ContextLimitError);
+}
+
+/// An augment of 12 tokens limits the model as a context of 12 does.
+template <class Model>
+void check_short_augment(const Model& model) {
+  const Prompts prompts = {random_tokens(5, vocabulary, 1), random_tokens(12, vocabulary, 2), {3}};
+  int streamed = 0;
+  const std::string error = message_of<calm::ContextLimitError>([&] {
+    run(model, {prompts[2], prompts[0]}, {.max_new_tokens = 8}, [&](const StreamedToken&) { ++streamed; });
+  });
+  CHECK(contains(error, "prompt 1 has 5 tokens and 8 more"));
+  CHECK(contains(error, "an augment"));
+  CHECK(streamed == 0);
+  CHECK(run(model, {prompts[0]}, {.max_new_tokens = 7})[0].reason == FinishReason::length);
+  const auto results = run(model, prompts, {.max_new_tokens = 20, .at_limit = AtContextLimit::stop});
+  for (std::size_t p = 0; p < prompts.size(); ++p) {
+    CAPTURE(p);
+    CHECK(results[p].reason == FinishReason::context);
+    CHECK(results[p].ids.size() == 13 - prompts[p].size());  // the full context still predicts one token
+  }
+  const auto whole = run(make_composed(), {prompts[2]}, {.max_new_tokens = 12});
+  CHECK(results[2].ids == whole[0].ids);
+  for (const AtContextLimit limit : {AtContextLimit::error, AtContextLimit::stop})
+    CHECK(contains(message_of<calm::ContextLimitError>([&] {
+                     run(model, {{1}, random_tokens(13, vocabulary, 1)}, {.max_new_tokens = 0, .at_limit = limit});
+                   }),
+                   "prompt 1 has 13 tokens, which the context of an augment"));
+}
+
+TEST_CASE("the context of an augment limits generation as the model's own does") {
+  SUBCASE("of a known type") {
+    check_short_augment(make_composed(12));
+    const Prompts long_prompt = {random_tokens(13, vocabulary, 1)};
+    CHECK(run(make_composed(12), long_prompt, {.max_new_tokens = 51, .augments = false})[0].reason ==
+          FinishReason::length);
+  }
+  SUBCASE("of any type") {
+    using Any = calm::AnyAugments<Cpu>;
+    calm::ComposedModel<Llama, Any> model(
+        make_anchor(), {std::make_shared<const calm::AnyAugment<Cpu>>(make_augment(12))}, {{0, 0, 0}, {0, 1, 1}});
+    randomise(model, 9);
+    check_short_augment(model);
+  }
+  SUBCASE("of a composed anchor") {
+    const auto inner = std::make_shared<const Composed>(make_composed(12));
+    check_short_augment(calm::compose(inner, {{0, 0, 1}}, {}, make_augment()));
+  }
+  SUBCASE("of a composed augment") {
+    const auto inner = std::make_shared<const Composed>(make_composed(12));
+    calm::ComposedModel<Composed, Composed> model(std::make_shared<const Composed>(make_composed()), {inner},
+                                                  {{0, 0, 1}});
+    check_short_augment(model);
+  }
+}
+
+TEST_CASE("where nobody can know how much an augment will read, generation ends at its context") {
+  const auto aligner = std::make_shared<UnevenAligner>(vocabulary);
+  const Composed model = make_composed(12, {aligner}), roomy = make_composed(64, {aligner});
+  Prompts prompts = make_prompts();
+  prompts.erase(prompts.begin() + 2);  // the third alone would be too long
+  for (const AtContextLimit limit : {AtContextLimit::error, AtContextLimit::stop}) {
+    const GenerateOptions options{.max_new_tokens = 40, .sampler = {.temperature = 2, .seed = 3}, .at_limit = limit};
+    const auto results = run(model, prompts, options), whole = run(roomy, prompts, options);
+    for (std::size_t p = 0; p < prompts.size(); ++p) {
+      CAPTURE(p);
+      CHECK(results[p].reason == FinishReason::context);
+      REQUIRE(results[p].ids.size() < whole[p].ids.size());
+      CHECK(std::equal(results[p].ids.begin(), results[p].ids.end(), whole[p].ids.begin()));
+      Index read = 0;  // by the augment, before the last token
+      for (const TokenId id : prompts[p]) read += id % 3;
+      for (std::size_t i = 0; i + 1 < results[p].ids.size(); ++i) read += results[p].ids[i] % 3;
+      CHECK(read <= 12);
+      CHECK(read + results[p].ids.back() % 3 > 12);
+    }
+  }
 }
 
 TEST_CASE("no tokens asked for are none, and what cannot be asked for is a typed error") {

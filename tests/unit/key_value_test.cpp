@@ -107,7 +107,7 @@ std::vector<std::pair<std::string, Task>> all_tasks() {
 
 std::set<std::string> sums_of_evaluation() {
   std::set<std::string> sums;
-  for (const std::uint64_t seed : {1, 2, 3}) {
+  for (const std::uint64_t seed : {1U, 2U, 3U}) {
     const EvaluationSets sets(dictionary(), seed, 1000);
     for (std::size_t c = 0; c < key_value::columns; ++c) {
       for (const key_value::Item& item : sets[c]) {
@@ -226,8 +226,9 @@ TEST_CASE("one expression in sixteen is kept for evaluation, and none of one ope
 }
 
 TEST_CASE("every training example is what its task says: right steps after a right prompt") {
-  for (const auto& [name, task] : all_tasks()) {
-    CAPTURE(name);
+  for (const auto& one : all_tasks()) {
+    const auto& [name, task] = one;
+    CAPTURE(one.first);
     calm::Random random(11, 3);
     for (int i = 0; i < 1000; ++i) {
       const auto pieces = pieces_of(task(random));
@@ -256,8 +257,9 @@ TEST_CASE("every training example is what its task says: right steps after a rig
 
 TEST_CASE("no training example holds an evaluation expression or a reordering of it, as prompt or as step") {
   CHECK(evaluated_sums().size() > 20000);
-  for (const auto& [name, task] : all_tasks()) {
-    CAPTURE(name);
+  for (const auto& one : all_tasks()) {
+    const auto& [name, task] = one;
+    CAPTURE(one.first);
     const auto leaks = leaks_of(task, false);
     CAPTURE(leaks.front());
     CHECK(leaks.size() == 1);
@@ -265,8 +267,9 @@ TEST_CASE("no training example holds an evaluation expression or a reordering of
 }
 
 TEST_CASE("nor a reordering that begins with a negative number") {
-  for (const auto& [name, task] : all_tasks()) {
-    CAPTURE(name);
+  for (const auto& one : all_tasks()) {
+    const auto& [name, task] = one;
+    CAPTURE(one.first);
     const auto leaks = leaks_of(task, true);
     CAPTURE(leaks.back());
     CHECK(leaks.size() == 1);

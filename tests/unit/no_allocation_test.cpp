@@ -1,6 +1,7 @@
 // After the first step, training and decoding ask the system for no memory: neither calm nor Eigen nor the standard
 // library.
 #include <doctest/doctest.h>
+#include <calm/backend/cpu_bf16.hpp>
 #include <calm/train/trainer.hpp>
 #include <support/models.hpp>
 
@@ -97,6 +98,11 @@ Composed make_model(const calm::BridgeOptions& options, bool uneven) {
   return model;
 }
 
+/// Threads, and what computes the products: f32 or bf16.
+using Settings = std::pair<int, calm::MakeProducts>;
+const std::vector<Settings> all_settings = {
+    {1, nullptr}, {2, nullptr}, {1, calm::bf16_products}, {2, calm::bf16_products}};
+
 std::vector<double> kept;  // what a compiler cannot know to be unused
 
 long allocations_of(auto&& call) {
@@ -124,12 +130,15 @@ TEST_CASE("the counter counts what malloc, operator new and Eigen ask for" * doc
 TEST_CASE("a training step of a composed model allocates nothing after the first" * doctest::skip(!counts)) {
   for (const calm::BridgeOptions& options :
        {calm::BridgeOptions{}, {.gate = calm::Gate::tanh, .rotary = true, .rank = 7}}) {
-    for (const int threads : {1, 2}) {
+    for (const Settings& settings : all_settings) {
+      const int threads = settings.first;
+      const calm::MakeProducts products = settings.second;
       for (const bool uneven : {false, true}) {
         CAPTURE(threads);
+        CAPTURE(products != nullptr);
         CAPTURE(uneven);
         Composed model = make_model(options, uneven);
-        Cpu ctx(threads);
+        Cpu ctx(threads, products);
         calm::Gradients<float> grads(model);
         std::vector<float> values(grads.values().size()), first(values), second(values);
         const Batch batch = random_batch({{200, 150}, {1, 0}, {90, 10}}, 151, 4);
@@ -164,12 +173,15 @@ TEST_CASE("a training step of a composed model allocates nothing after the first
 }
 
 TEST_CASE("decoding allocates nothing after the first step" * doctest::skip(!counts)) {
-  for (const int threads : {1, 2}) {
+  for (const Settings& settings : all_settings) {
+    const int threads = settings.first;
+    const calm::MakeProducts products = settings.second;
     for (const bool uneven : {false, true}) {
       CAPTURE(threads);
+      CAPTURE(products != nullptr);
       CAPTURE(uneven);
       const Composed model = make_model({.rotary = true}, uneven);
-      Cpu ctx(threads);
+      Cpu ctx(threads, products);
       auto session = model.make_session(ctx, 3, 300);
       const Batch prompt = random_batch({{150, 150}, {1, 1}, {40, 40}}, 151, 4);
       Batch next;

@@ -38,6 +38,9 @@ class Aligner {
 
   /// The most augment tokens that `anchor_tokens` may bring, for which a session reserves room.
   virtual Index augment_capacity(Index anchor_tokens) const { return anchor_tokens; }
+
+  /// The fewest that any `anchor_tokens` after the prompt bring: what does not fit is refused before it begins.
+  virtual Index augment_minimum(Index) const { return 0; }
 };
 
 /// One tokenizer: the augment reads the anchor's tokens, and position t sees t + 1 of them.
@@ -51,6 +54,7 @@ class IdentityAligner final : public Aligner {
       visible.push_back(++state.augment_tokens);
     }
   }
+  Index augment_minimum(Index anchor_tokens) const override { return anchor_tokens; }
 };
 
 /// The aligned tokens of a batch. Vectors keep their memory from one batch to the next.

@@ -66,6 +66,9 @@ class AnyAugment {
   Session make_session(Ctx& ctx, Index slots, Index capacity, const SessionOptions& options) const {
     return Session(model_->make_session(ctx, slots, capacity, options));
   }
+  bool fits(const Session* session, Index slot, std::span<const TokenId> ids, Index prompt_length, Index more) const {
+    return model_->fits(session ? session->value_.get() : nullptr, slot, ids, prompt_length, more);
+  }
   void advance(Ctx& ctx, Session& session, const TokenBatch& batch, Tap tap) const {
     model_->advance(ctx, *session.value_, batch, tap);
   }
@@ -89,6 +92,8 @@ class AnyAugment {
     virtual void run(Ctx&, const TokenBatch&, const AnyStates&, View&, Index first, Index last, Tap) const = 0;
     virtual std::unique_ptr<AnySession> make_session(Ctx&, Index slots, Index capacity,
                                                      const SessionOptions&) const = 0;
+    virtual bool fits(const AnySession*, Index slot, std::span<const TokenId>, Index prompt_length,
+                      Index more) const = 0;
     virtual void advance(Ctx&, AnySession&, const TokenBatch&, Tap) const = 0;
   };
 
@@ -121,6 +126,11 @@ class AnyAugment {
     std::unique_ptr<AnySession> make_session(Ctx& ctx, Index slots, Index capacity,
                                              const SessionOptions& options) const override {
       return std::make_unique<TypedSession>(model->make_session(ctx, slots, capacity, options));
+    }
+    bool fits(const AnySession* session, Index slot, std::span<const TokenId> ids, Index prompt_length,
+              Index more) const override {
+      return model->fits(session ? &static_cast<const TypedSession*>(session)->value : nullptr, slot, ids,
+                         prompt_length, more);
     }
     void advance(Ctx& ctx, AnySession& session, const TokenBatch& batch, Tap tap) const override {
       model->advance(ctx, static_cast<TypedSession&>(session).value, batch, tap);

@@ -185,19 +185,42 @@ class ComposedModel {
     std::vector<TappedStates<Scalar>> taps = links_.empty_taps();
     Session session(anchor_->make_session(ctx, slots, capacity, SessionOptions{options.blocks}),
                     augments_.make_sessions([&](std::size_t i, const auto& augment) {
-                      return augment.make_session(ctx, slots, options.augments ? room(i, capacity) : 1,
+                      return augment.make_session(ctx, slots, options.augments ? room(i, augment, capacity) : 1,
                                                   SessionOptions{taps[i].depth(), options.augments});
                     }));
     session.enabled_ = options.augments;
     if (!options.augments) return session;
     std::vector<Index> rooms;
-    for (std::size_t a = 0; a < augments_.size(); ++a) rooms.push_back(room(a, capacity));
+    augments_.for_each([&](std::size_t i, const auto& augment) { rooms.push_back(room(i, augment, capacity)); });
     session.links_ = links_.make_caches(ctx, slots, rooms);
     session.alignment_.assign(augments_.size(), std::vector<AlignmentState>(static_cast<std::size_t>(slots)));
     session.next_.resize(augments_.size());
     session.aligned_.resize(augments_.size());
     session.tapped_ = std::move(taps);
     return session;
+  }
+
+  bool fits(const Session* session, Index slot, std::span<const TokenId> ids, Index prompt_length, Index more) const {
+    if (!anchor_->fits(session ? &session->anchor_ : nullptr, slot, ids, prompt_length, more)) return false;
+    bool all = true;
+    const auto check = [&](std::size_t i, const auto& augment, const auto* augment_session) {
+      AlignmentState next;
+      if (session) next = session->alignment_[i][static_cast<std::size_t>(slot)];
+      AlignedBatch aligned;
+      aligned.clear();
+      aligned.append(*aligners_[i], next, ids, prompt_length);
+      all = all && augment.fits(augment_session, slot, aligned.ids, aligned.prompt_lengths.back(),
+                                aligners_[i]->augment_minimum(more));
+    };
+    if (!session)
+      augments_.for_each([&](std::size_t i, const auto& augment) {
+        check(i, augment, static_cast<const typename std::decay_t<decltype(augment)>::Session*>(nullptr));
+      });
+    else if (session->enabled_)
+      augments_.for_each(session->augments_, [&](std::size_t i, const auto& augment, const auto& augment_session) {
+        check(i, augment, &augment_session);
+      });
+    return all;
   }
 
   template <class Observer>
@@ -272,7 +295,9 @@ class ComposedModel {
     return specs;
   }
 
-  Index room(std::size_t augment, Index capacity) const { return aligners_[augment]->augment_capacity(capacity); }
+  Index room(std::size_t i, const auto& augment, Index capacity) const {
+    return std::min(aligners_[i]->augment_capacity(capacity), augment.spec().context);
+  }
 
   static std::span<const TokenId> ids_of(const TokenBatch& batch, Index s) {
     return batch.ids.subspan(static_cast<std::size_t>(batch.offsets[static_cast<std::size_t>(s)]),

@@ -5,13 +5,17 @@
 
 #include <calm/generate/sampler.hpp>
 #include <calm/model/decoder.hpp>
+#include <calm/nn/embedding.hpp>
 
 #include <functional>
 #include <string>
 
 namespace calm::inline CALM_ABI {
 
-/// What happens where the model's context is full.
+/// What happens where a context is full: that of the model, or that of any augment of a composed one. In either case a
+/// prompt that does not fit is a ContextLimitError before anything is generated. How many tokens an augment with a
+/// tokenizer of its own will read is not known before: where its context proves too short, the generation ends with
+/// FinishReason::context, in either case.
 enum class AtContextLimit : std::uint8_t {
   error,  // ContextLimitError before anything is generated, if prompt and new tokens together could not fit
   stop,   // the generation ends there, with FinishReason::context
@@ -113,11 +117,18 @@ requires LanguageModel<Model, Ctx> std::vector<Generation> generate(
   const Index context = model.spec().context, most = std::min(options.max_new_tokens, context);
   for (std::size_t p = 0; p < prompts.size(); ++p) {
     const auto length = static_cast<Index>(prompts[p].size());
+    check_ids(prompts[p], model.spec().vocabulary);
     require<ShapeError>(length > 0, "prompt ", p, " is empty; a model continues at least one token");
     const Index needed = options.at_limit == AtContextLimit::error ? length + most : length;
     require<ContextLimitError>(needed <= context, "prompt ", p, " has ", length, " tokens and ", options.max_new_tokens,
                                " more are asked for, but the model's context is ", context,
                                "; ask for fewer or choose AtContextLimit::stop");
+    const Index more = needed - length;
+    require<ContextLimitError>(
+        !options.augments || model.fits(nullptr, 0, prompts[p], length, more), "prompt ", p, " has ", length, " tokens",
+        more > 0 ? message(" and ", more, " more are asked for") : "",
+        ", which the context of an augment does not hold; ",
+        more > 0 ? "ask for fewer or choose AtContextLimit::stop" : "shorten it", ", or generate without augments");
   }
   Sampler sampler(options.sampler);
   std::vector<Generation> results(prompts.size());
@@ -167,7 +178,8 @@ requires LanguageModel<Model, Ctx> std::vector<Generation> generate(
           if (options.text_of) stopped = now.matcher.add(options.text_of(token.id));
         }
         const auto slot = static_cast<Index>(now.prompt - begin);
-        const bool full = session.length(slot) >= context, last = produced + 1 == options.max_new_tokens;
+        const bool last = produced + 1 == options.max_new_tokens;
+        const bool full = !ended && !stopped && !model.fits(&session, slot, std::span(&token.id, 1), 0, 0);
         const bool done = ended || stopped || full || last;
         if (stream) stream({now.prompt, token, done && !stopped ? now.matcher.release_all() : now.matcher.release()});
         if (done) {

@@ -18,6 +18,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 namespace calm::inline CALM_ABI {
@@ -146,31 +147,41 @@ class GgufMetadata {
   }
 
   /// Arrays, of at most four million elements. An integer of an array is of [least, most] too.
-  std::vector<Index> get_integers(std::string_view key, Index least = 0,
-                                  Index most = std::numeric_limits<Index>::max()) const {
+  template <std::integral Integer = Index>
+  std::vector<Integer> get_integers(std::string_view key, std::type_identity_t<Integer> least = 0,
+                                    std::type_identity_t<Integer> most = std::numeric_limits<Integer>::max()) const {
     const GgufValue& value = array(key);
-    std::vector<Index> result(static_cast<std::size_t>(value.count));
+    std::vector<Integer> result(static_cast<std::size_t>(value.count));
     for (std::size_t i = 0; i < result.size(); ++i)
-      result[i] = integer_at(value, static_cast<Index>(i), key, least, most);
+      result[i] = static_cast<Integer>(integer_at(value, static_cast<Index>(i), key, least, most));
     return result;
   }
-  std::vector<double> get_numbers(std::string_view key) const {
+  template <std::floating_point Number = double>
+  std::vector<Number> get_numbers(std::string_view key) const {
     const GgufValue& value = array(key);
-    std::vector<double> result(static_cast<std::size_t>(value.count));
-    for (std::size_t i = 0; i < result.size(); ++i) result[i] = number_at(value, static_cast<Index>(i), key);
+    std::vector<Number> result(static_cast<std::size_t>(value.count));
+    for (std::size_t i = 0; i < result.size(); ++i)
+      result[i] = static_cast<Number>(number_at(value, static_cast<Index>(i), key));
     return result;
   }
   /// As for get_string, the bytes of the file.
   std::vector<std::string_view> get_strings(std::string_view key) const {
+    std::vector<std::string_view> result;
+    result.reserve(static_cast<std::size_t>(array(key).count));
+    for_each_string(key, [&](std::string_view text) { result.push_back(text); });
+    return result;
+  }
+  /// fn(text) for each string of an array.
+  template <class Fn>
+  void for_each_string(std::string_view key, Fn&& fn) const {
     const GgufValue& value = array(key);
     expect(value.type == GgufType::string, key, "an array of strings", value);
-    std::vector<std::string_view> result(static_cast<std::size_t>(value.count));
     const std::byte* place = value.data;
-    for (std::string_view& text : result) {
-      text = string_at(place);
+    for (Index i = 0; i < value.count; ++i) {
+      const std::string_view text = string_at(place);
+      fn(text);
       place += 8 + text.size();
     }
-    return result;
   }
 
   /// The same, or `fallback` where the key is absent; a value of another kind is still an error.

@@ -147,7 +147,8 @@ class GgufWeights {
       if (module == "model.norm") return {.name = "output_norm" + kind};
       return {.name = "output" + kind};
     }
-    const auto [module, kind] = split_kind(at->rest);
+    const auto [module, suffix] = split_kind(at->rest);
+    const std::string kind(suffix);
     const std::string block = message("blk.", at->block, ".");
     const Index q = spec_.heads.query_heads * spec_.heads.width, kv = spec_.heads.kv_heads * spec_.heads.width;
     if (file_.contains(block + "attn_qkv" + kind)) {

@@ -36,6 +36,9 @@ struct LoraWeights {
   StoredMatrix operator()(const std::string& name, Index rows, Index cols) { return source(name, rows, cols); }
 };
 
+template <class Source>  // clang 14 does not deduce it
+LoraWeights(Source, Index, double, std::uint64_t)->LoraWeights<Source>;
+
 /// The weights that a model holds now, by name: for making another model of them (frozen, or with LoRA).
 template <class Model>
 auto weights_of(const Model& model) {

@@ -191,6 +191,10 @@ class Transformer {
                    spec_.heads.kv_heads * spec_.heads.width);
   }
 
+  bool fits(const Session* session, Index slot, std::span<const TokenId> ids, Index, Index more) const {
+    return (session ? session->length(slot) : 0) + static_cast<Index>(ids.size()) + more <= spec_.context;
+  }
+
   template <class Observer>
   View advance(auto& ctx, Session& session, const TokenBatch& batch, Observer&& observer) const {
     batch.check();

@@ -18,17 +18,52 @@
 
 namespace calm::inline CALM_ABI {
 
+/// Texts behind each other in one piece of memory.
+class TextList {
+ public:
+  TextList() = default;
+  TextList(std::initializer_list<std::string_view> texts) { add(texts); }
+  explicit TextList(const std::vector<std::string>& texts) { add(texts); }
+
+  void reserve(std::size_t count, std::size_t bytes) {
+    ends_.reserve(count);
+    bytes_.reserve(bytes);
+  }
+  void push_back(std::string_view text) {
+    bytes_ += text;
+    ends_.push_back(bytes_.size());
+  }
+
+  std::size_t size() const { return ends_.size(); }
+  std::size_t bytes() const { return bytes_.size(); }
+  std::string_view operator[](std::size_t i) const {
+    const std::size_t begin = i == 0 ? 0 : ends_[i - 1];
+    return std::string_view(bytes_).substr(begin, ends_[i] - begin);
+  }
+
+ private:
+  void add(const auto& texts) {
+    for (const std::string_view text : texts) push_back(text);
+  }
+
+  std::string bytes_;
+  std::vector<std::size_t> ends_;
+};
+
 /// The keys under "tokenizer.ggml." by their names; `scores` and `token_types` may be empty.
 struct GgufVocabulary {
   std::string model;  // "gpt2" or "llama"
   std::string pre;    // "smollm", "gpt-2", "qwen2", "llama-bpe", "default"
-  std::vector<std::string> tokens;
+  TextList tokens;
   std::vector<float> scores;
   std::vector<std::int32_t> token_types;  // 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte
-  std::vector<std::string> merges;        // "a b"
+  TextList merges;                        // "a b"
   std::optional<TokenId> bos, eos, unknown, pad;
   std::optional<bool> add_bos, add_eos, add_space_prefix;  // absent: as the model has it; gpt2 never has the last
   std::string chat_template;
+
+  // Together with Vocabulary::most_ids these bound the memory. Gemma 3, the largest, has 515,000 and 6,400.
+  static constexpr Index most_merges = Index{1} << 21, most_added_tokens = Index{1} << 16;
 };
 
 /// The patterns at which llama.cpp cuts a text, one after the other. Throws FormatError for a name that is not known.
@@ -62,6 +97,7 @@ class GgufVocabularyReader {
     const bool byte_level = file_.model == "gpt2";
     parts_.bpe.byte_level = byte_level;
     parts_.bpe.byte_tokens.fill(Vocabulary::none);
+    parts_.vocabulary.reserve(count, file_.tokens.bytes());
     for (std::size_t i = 0; i < count; ++i) read_token(static_cast<TokenId>(i));
     parts_.vocabulary.build_index(where_);
     if (byte_level) read_gpt2();
@@ -71,6 +107,8 @@ class GgufVocabularyReader {
   }
 
  private:
+  static constexpr auto most_merges = static_cast<std::size_t>(GgufVocabulary::most_merges);
+
   enum Type : std::int32_t { normal = 1, unknown = 2, control = 3, user_defined = 4, unused = 5, byte = 6 };
 
   std::int32_t type_of(TokenId id) const {
@@ -78,17 +116,20 @@ class GgufVocabularyReader {
   }
 
   void read_token(TokenId id) {
-    const std::string& token = file_.tokens[static_cast<std::size_t>(id)];
+    const std::string_view token = file_.tokens[static_cast<std::size_t>(id)];
     const std::int32_t type = type_of(id);
-    const std::string here = message(where_, ": token ", id);
-    require<FormatError>(type >= normal && type <= byte, here, ": the token type ", type, " is not known");
+    if (type < normal || type > byte)
+      fail<FormatError>({where_, ": token ", id, ": the token type ", type, " is not known"});
     std::string bytes;
     if (type == control || type == user_defined) {
-      require<FormatError>(token.size() <= 4096, here, ": a ", type == control ? "control" : "user defined",
-                           " token of more than 4096 bytes");
+      require<FormatError>(token.size() <= 4096, where_, ": token ", id, ": a ",
+                           type == control ? "control" : "user defined", " token of more than 4096 bytes");
       AddedToken added;
       added.id = id;
       added.content = token;
+      require<FormatError>(static_cast<Index>(parts_.added.size()) < GgufVocabulary::most_added_tokens, where_,
+                           ": token ", id, ": more than ", GgufVocabulary::most_added_tokens,
+                           " control and user defined tokens");
       added.special = type == control;
       // SentencePiece finds user defined tokens where spaces are marks already; beside a mark that stands in the text,
       // too. A prefix that is put before every text would be put before these tokens as well.
@@ -102,7 +143,8 @@ class GgufVocabularyReader {
       parts_.vocabulary.set(id, in_alphabet ? bytes : token, in_alphabet, where_);
     } else {
       const auto value = type == byte ? byte_of_token(token) : std::nullopt;
-      require<FormatError>(type != byte || value, here, ": ", in_quotes(token), " is no byte token; <0x0A> is one");
+      if (type == byte && !value)
+        fail<FormatError>({where_, ": token ", id, ": ", in_quotes(token), " is no byte token; <0x0A> is one"});
       if (value) parts_.bpe.byte_tokens[*value] = id;
       parts_.vocabulary.set(id, token, type == normal || type == unused, where_);
       if (type == unknown) parts_.bpe.unknown = id;
@@ -116,10 +158,10 @@ class GgufVocabularyReader {
     std::string left, right;
     parts_.merges.reserve(file_.merges.size());
     for (std::size_t i = 0; i < file_.merges.size(); ++i) {
-      const std::string& text = file_.merges[i];
+      const std::string_view text = file_.merges[i];
       const std::size_t space = text.find(' ', 1);
-      const bool is_pair = space != text.npos && alphabet_.decode(std::string_view(text).substr(0, space), left) &&
-                           alphabet_.decode(std::string_view(text).substr(space + 1), right);
+      const bool is_pair = space != text.npos && alphabet_.decode(text.substr(0, space), left) &&
+                           alphabet_.decode(text.substr(space + 1), right);
       if (!is_pair) throw FormatError(message(where_, ": merge ", i, ": ", in_quotes(text), " is not two tokens"));
       const auto id_of = [&](const std::string& bytes) {
         const TokenId id = parts_.vocabulary.find(bytes);
@@ -152,14 +194,15 @@ class GgufVocabularyReader {
                          " scores");
     for (std::size_t i = 0; i < count; ++i)
       require<FormatError>(std::isfinite(file_.scores[i]), where_, ": token ", i, ": its score is not a finite number");
-    std::vector<std::size_t> order(count);
-    std::iota(order.begin(), order.end(), std::size_t{0});
-    std::stable_sort(order.begin(), order.end(),
-                     [&](std::size_t a, std::size_t b) { return file_.scores[a] > file_.scores[b]; });
+    const auto score_of = [&](TokenId id) { return file_.scores[static_cast<std::size_t>(id)]; };
+    std::vector<TokenId> order(count);
+    std::iota(order.begin(), order.end(), TokenId{0});
+    std::stable_sort(order.begin(), order.end(), [&](TokenId a, TokenId b) { return score_of(a) > score_of(b); });
+    parts_.merges.reserve(std::min(2 * count, most_merges));
     std::uint32_t rank = 0;
     for (std::size_t i = 0; i < count; ++i) {
-      if (i > 0 && file_.scores[order[i]] < file_.scores[order[i - 1]]) ++rank;
-      add_merges_of(static_cast<TokenId>(order[i]), rank);
+      if (i > 0 && score_of(order[i]) < score_of(order[i - 1])) ++rank;
+      add_merges_of(order[i], rank);
     }
   }
 
@@ -173,10 +216,13 @@ class GgufVocabularyReader {
       if ((static_cast<unsigned char>(token[i]) & 0xC0U) == 0x80U) continue;
       const TokenId left = parts_.vocabulary.find(token.substr(0, i));
       const TokenId right = left == Vocabulary::none ? left : parts_.vocabulary.find(token.substr(i));
-      if (right != Vocabulary::none) parts_.merges.push_back({left, right, rank, id});
+      if (right == Vocabulary::none) continue;
+      const std::size_t made = parts_.merges.size();
+      require<FormatError>(made < most_merges, where_, ": its tokens can be put together in more than ", most_merges,
+                           " ways");
+      if (made == parts_.merges.capacity()) parts_.merges.reserve(made <= most_merges / 4 ? 2 * made : most_merges);
+      parts_.merges.push_back({left, right, rank, id});
     }
-    require<FormatError>(parts_.merges.size() <= 8 * file_.tokens.size() + 65536, where_,
-                         ": its tokens can be put together in more than eight ways each");
   }
 
   void read_special() {
@@ -203,8 +249,10 @@ class GgufVocabularyReader {
 };
 
 /// Throws FormatError: where (the name of the file), the place, the reason.
-inline Tokenizer make_tokenizer(const GgufVocabulary& vocabulary, const std::string& where) {
-  return Tokenizer(GgufVocabularyReader(vocabulary, where).read());
+inline Tokenizer make_tokenizer(GgufVocabulary vocabulary, const std::string& where) {
+  TokenizerParts parts = GgufVocabularyReader(vocabulary, where).read();
+  vocabulary = {};  // the merges need its memory
+  return Tokenizer(std::move(parts));
 }
 
 }  // namespace calm::inline CALM_ABI

@@ -14,14 +14,23 @@ inline GgufVocabulary read_gguf_vocabulary(const GgufFile& file) {
   GgufVocabulary result;
   result.model = meta.get_string(key("model"));
   result.pre = meta.get_string_or(key("pre"), "default");
-  for (const std::string_view token : meta.get_strings(key("tokens"))) result.tokens.emplace_back(token);
-  if (meta.contains(key("scores")))
-    for (const double score : meta.get_numbers(key("scores"))) result.scores.push_back(static_cast<float>(score));
-  if (meta.contains(key("token_type")))
-    for (const Index type : meta.get_integers(key("token_type"), 0, 100))
-      result.token_types.push_back(static_cast<std::int32_t>(type));
-  if (meta.contains(key("merges")))
-    for (const std::string_view merge : meta.get_strings(key("merges"))) result.merges.emplace_back(merge);
+  const auto texts = [&](const char* name, Index most) {
+    std::size_t count = 0, bytes = 0;
+    meta.for_each_string(key(name), [&](std::string_view text) {
+      ++count;
+      bytes += text.size();
+    });
+    require<FormatError>(static_cast<Index>(count) <= most, file.path(), ": key \"", key(name), "\": ", count,
+                         " elements; at most ", most, " are read");
+    TextList list;
+    list.reserve(count, bytes);
+    meta.for_each_string(key(name), [&](std::string_view text) { list.push_back(text); });
+    return list;
+  };
+  result.tokens = texts("tokens", Vocabulary::most_ids);
+  if (meta.contains(key("scores"))) result.scores = meta.get_numbers<float>(key("scores"));
+  if (meta.contains(key("token_type"))) result.token_types = meta.get_integers<std::int32_t>(key("token_type"), 0, 100);
+  if (meta.contains(key("merges"))) result.merges = texts("merges", GgufVocabulary::most_merges);
   const auto id = [&](const char* name, std::optional<TokenId>& target) {
     const Index last = static_cast<Index>(result.tokens.size()) - 1;
     if (meta.contains(key(name))) target = static_cast<TokenId>(meta.get_integer(key(name), 0, last));

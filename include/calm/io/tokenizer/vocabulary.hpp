@@ -49,15 +49,23 @@ class Vocabulary {
   /// Ids above any vocabulary of today; a table has a row for each up to the highest.
   static constexpr Index most_ids = Index{1} << 21;
 
+  /// Room for tokens of this number and length in all.
+  void reserve(std::size_t tokens, std::size_t bytes) {
+    entries_.reserve(tokens);
+    bytes_.reserve(bytes);
+  }
+
   /// Gives `id` its bytes. `is_searchable`: find() knows it. Throws FormatError where the id has bytes already.
   void set(TokenId id, std::string_view bytes, bool is_searchable, const std::string& where) {
-    require<FormatError>(id >= 0 && id < most_ids, where, ": the id ", id, " of ", in_quotes(bytes), " is not in [0, ",
-                         most_ids, ")");
+    // Messages are made where they are needed alone: a vocabulary has some hundred thousand tokens.
+    if (id < 0 || id >= most_ids)
+      fail<FormatError>({where, ": the id ", id, " of ", in_quotes(bytes), " is not in [0, ", most_ids, ")"});
     const auto place = static_cast<std::size_t>(id);
     if (place >= entries_.size()) entries_.resize(place + 1);
     Entry& entry = entries_[place];
-    require<FormatError>(!entry.is_set, where, ": two tokens have the id ", id, ": ", in_quotes(this->bytes(id)),
-                         " and ", in_quotes(bytes));
+    if (entry.is_set)
+      fail<FormatError>(
+          {where, ": two tokens have the id ", id, ": ", in_quotes(this->bytes(id)), " and ", in_quotes(bytes)});
     require<FormatError>(bytes_.size() + bytes.size() < (std::size_t{1} << 30), where,
                          ": more than 2^30 bytes of tokens");
     entry = {static_cast<std::uint32_t>(bytes_.size()), static_cast<std::uint32_t>(bytes.size()), true, is_searchable};
@@ -74,7 +82,7 @@ class Vocabulary {
       if (!entries_[i].is_searchable || entries_[i].size == 0) continue;
       const auto id = static_cast<TokenId>(i);
       TokenId& slot = slots_[slot_of(bytes(id))];
-      require<FormatError>(slot == none, where, ": the ids ", slot, " and ", id, " are both ", in_quotes(bytes(id)));
+      if (slot != none) fail<FormatError>({where, ": the ids ", slot, " and ", id, " are both ", in_quotes(bytes(id))});
       slot = id;
     }
   }
@@ -95,9 +103,9 @@ class Vocabulary {
 
   /// A hash of all ids and bytes.
   std::string identity() const {
-    std::string ends;
-    for (const Entry& entry : entries_) ends += message(entry.is_set ? "" : "-", entry.begin + entry.size, ' ');
-    return content_hash(bytes_) + content_hash(ends);
+    ContentHasher ends;
+    for (const Entry& entry : entries_) ends.add(message(entry.is_set ? "" : "-", entry.begin + entry.size, ' '));
+    return content_hash(bytes_) + ends.digits();
   }
 
  private:

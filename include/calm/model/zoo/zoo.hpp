@@ -28,9 +28,9 @@ struct List {
       require<FormatError>(found, "models of type \"", model_type, "\" are not known here; these are: ", names());
     } else {
       std::optional<Result> result;
-      ((Architectures::model_type == model_type && (result.emplace(visitor(Architectures{})), true)) || ...);
-      require<FormatError>(result.has_value(), "models of type \"", model_type,
-                           "\" are not known here; these are: ", names());
+      const bool found =
+          ((Architectures::model_type == model_type && (result.emplace(visitor(Architectures{})), true)) || ...);
+      require<FormatError>(found, "models of type \"", model_type, "\" are not known here; these are: ", names());
       return std::move(*result);
     }
   }
