@@ -12,6 +12,13 @@
 
 namespace calm::inline CALM_ABI {
 
+/// Whether so many positions of an augment pay for two products of weights, [to, to] x [to, from]; their gradients then
+/// gain more than they do.
+inline bool folding_pays(Index to, Index from, Index rank, Index rows) {
+  const Index saved = 2 * to * to - to * from;  // by each position
+  return rank == 0 && saved > 0 && rows > 2 * to * to * from / saved;
+}
+
 template <class Scalar>
 class KeyValueMap {
  public:
@@ -117,12 +124,7 @@ class KeyValueMap {
   }
 
  private:
-  /// Whether so many positions pay for folding in forward(); backward() then gains more. Two products of weights
-  /// [D_B, D_B] x [D_B, D_A] against what each position saves.
-  bool folds(Index rows) const {
-    const Index saved = 2 * to() * to() - to() * from();
-    return rank() == 0 && saved > 0 && rows > 2 * to() * to() * from() / saved;
-  }
+  bool folds(Index rows) const { return folding_pays(to(), from(), rank(), rows); }
 
   ConstView weighted_projection(auto& ctx) const {  // W_proj diag(w)
     const ConstView projection = projection_.full()->value.view();

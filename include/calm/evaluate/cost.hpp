@@ -141,12 +141,19 @@ struct CompositionCost {
       const LinkCost sizes = sizes_of(link);
       const double r = augments[static_cast<std::size_t>(link.augment)].tokens;
       const double of_anchor = 2 * sizes.square(), of_augment = sizes.projection_weights() + 2 * sizes.square();
-      double products = 3 * (of_anchor + r * of_augment);  // forward, the gradient of the weights, of the input
-      if (!options.norms) {                                // inputs that are frozen: nobody asks for their gradient
-        products -=
-            r * (sizes.rank > 0 ? static_cast<double>(sizes.rank * sizes.augment_width) : sizes.projection_weights());
-        if (link.write == lowest) products -= sizes.square();
+      double products = 3 * of_anchor;  // forward, the gradient of the weights, of the input
+      const auto positions = static_cast<Index>(r * static_cast<double>(tokens) + 0.5);
+      if (folding_pays(sizes.anchor_width, sizes.augment_width, sizes.rank, positions)) {
+        // Forward and the gradients of the folded weights; two products that fold and four back.
+        products += r * 4 * sizes.projection_weights() +
+                    6 * sizes.square() * static_cast<double>(sizes.augment_width) / static_cast<double>(tokens);
+      } else {
+        products += 3 * r * of_augment;
+        if (!options.norms)  // an input that is frozen: nobody asks for its gradient
+          products -=
+              r * (sizes.rank > 0 ? static_cast<double>(sizes.rank * sizes.augment_width) : sizes.projection_weights());
       }
+      if (!options.norms && link.write == lowest) products -= sizes.square();
       total.product_flops += 2 * products;
       total.attention_flops += 3.5 * attention_of(sizes, r, tokens, true);
       total.weight_bytes += 4 * (of_anchor + of_augment) / static_cast<double>(tokens);
