@@ -47,9 +47,9 @@ inline LoraBase with_lora(const Anchor& anchor, Index wanted, std::uint64_t seed
 }
 
 /// Questions about the seen entities, twice as many about codes as about numbers since letters are rarer than digits,
-/// and half of them in a form of their own; and about names that are in no directory, whose answer stands in the text:
-/// there the bridges learn to leave the anchor alone. Codes with hyphens and questions about their first letter are
-/// left for the evaluation.
+/// and half of them in a form of their own, some behind worked ones; and about names that are in no directory, whose
+/// answer stands in the text: there the bridges learn to leave the anchor alone. Codes with hyphens and questions about
+/// their first letter are left for the evaluation.
 inline std::vector<TextExample> bridge_questions(const Directory& directory, Index variants, std::uint64_t seed) {
   std::vector<TextExample> questions;
   calm::Random random(seed, calm::stream_of("bridges"));
@@ -63,8 +63,7 @@ inline std::vector<TextExample> bridge_questions(const Directory& directory, Ind
       }
       const Skill skill = any_of(trained_skills, random);
       const auto ask = [&](const Entity& about, Index) { return derived(about, skill, true, random); };
-      const Index shown = random.below(3) == 0 ? 1 : 0;
-      questions.push_back(behind(worked(shown, strangers, Attribute::code, random, ask), ask(e, 0)));
+      questions.push_back(behind(worked(random.below(3), strangers, Attribute::code, random, ask), ask(e, 0)));
     }
   return questions;
 }
@@ -89,7 +88,7 @@ inline std::vector<calm::Example> own_words(Ctx& ctx, const Anchor& anchor, cons
     prompts.push_back(encode(*anchor.tokenizer, text, true));
   }
   calm::GenerateOptions options;
-  options.max_new_tokens = 64;
+  options.max_new_tokens = 40;
   options.sampler = {.temperature = 1, .top_k = 100, .seed = seed};
   options.batch = 64;
   options.end_token = anchor.tokenizer->eos().value_or(-1);

@@ -59,7 +59,7 @@ Options parse_arguments(int argc, char** argv) {
   app.add_option("--variants", o.variants,
                  "questions of each kind about each seen entity for the bridges; 0: fewer where more are seen");
   app.add_option("--epochs", o.epochs, "how often the bridges go through them")->capture_default_str();
-  app.add_option("--own-words", o.own_words, "texts that the anchor writes for the bridges; 0: 300, 96 with --quick");
+  app.add_option("--own-words", o.own_words, "texts that the anchor writes for the bridges; 0: 512, 256 with --quick");
   app.add_option("--changes", o.changes, "entities whose facts change for the swap")->capture_default_str();
   app.add_option("--items", o.items, "questions a column; 0: 200, 100 with --quick");
   app.add_option("--seed", o.seed, "of the directory, the specialist, the bridges and the questions")
@@ -78,7 +78,7 @@ Options parse_arguments(int argc, char** argv) {
   if (o.letters == 0) o.letters = o.quick ? 10 : 26;
   if (o.items == 0) o.items = o.quick ? 100 : 200;
   if (o.variants == 0) o.variants = std::clamp<Index>(4000 / o.entities, 1, 3);
-  if (o.own_words == 0) o.own_words = o.quick ? 96 : 300;
+  if (o.own_words == 0) o.own_words = o.quick ? 256 : 512;
   return o;
 }
 

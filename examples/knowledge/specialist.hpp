@@ -62,8 +62,10 @@ class Surroundings {
     std::string text;
     for (Index i = 1 + random.below(2); i > 0; --i) {
       const Attribute a = any_of(attributes, random);
-      text += asked(question(any_of(directory_.training_strangers(), random), a, random)) + " " +
-              (a == Attribute::number ? random_number(random) : random_code(random)) + "\n\n";
+      const Entity e = stranger(directory_.training_strangers(), random);
+      TextExample answered{asked(question(e.name, a, random)), " " + e.value(a) + "\n\n"};
+      if (random.below(2) == 0) answered = after_fact(e, a, answered);
+      text += answered.prompt + answered.completion;
     }
     return text;
   }
