@@ -14,8 +14,8 @@ using Composed = calm::ComposedModel<Base, Base>;
 
 struct BridgePlan {
   std::vector<calm::Link> links;
-  Index batch_tokens = 512, epochs = 1;
-  double learning_rate = 1e-3;
+  Index batch_tokens = 512, epochs = 4;
+  double learning_rate = 2e-3;
   std::uint64_t seed = 1;
 };
 
@@ -32,22 +32,39 @@ inline Composed compose(const Anchor& anchor, const Specialist& specialist, cons
           std::move(aligners)};
 }
 
-/// Questions about the seen entities, one in eight in a form of its own; and about names that are in no directory,
-/// whose answer stands in the text: there the bridges learn to leave the anchor alone. Codes with hyphens and questions
-/// about their first letter are left for the evaluation.
+using LoraBase = calm::Transformer<calm::zoo::Llama, calm::Lora>;
+
+/// Rates at which the anchor's own weights are tuned: lower than the bridges', which are new.
+inline constexpr double lora_learning_rate = 1e-3, full_learning_rate = 1e-4;
+
+/// The anchor with LoRA in every linear map, of the rank whose number of parameters comes nearest to `wanted`.
+inline LoraBase with_lora(const Anchor& anchor, Index wanted, std::uint64_t seed) {
+  const auto of_rank = [&](Index rank) {
+    return LoraBase(anchor.model->spec(), calm::LoraWeights{calm::weights_of(*anchor.model), rank, 2.0, seed});
+  };
+  const Index each = calm::count_parameters(of_rank(1));
+  return of_rank(std::max<Index>(1, (wanted + each / 2) / each));
+}
+
+/// Questions about the seen entities, twice as many about codes as about numbers since letters are rarer than digits,
+/// and half of them in a form of their own, some behind worked ones; and about names that are in no directory, whose
+/// answer stands in the text: there the bridges learn to leave the anchor alone. Codes with hyphens and questions about
+/// their first letter are left for the evaluation.
 inline std::vector<TextExample> bridge_questions(const Directory& directory, Index variants, std::uint64_t seed) {
   std::vector<TextExample> questions;
   calm::Random random(seed, calm::stream_of("bridges"));
+  const auto strangers = directory.training_strangers();
   for (Index v = 0; v < variants; ++v)
-    for (const Entity& e : directory.seen_entities())
+    for (const Entity& e : directory.seen_entities()) {
       for (const Attribute a : attributes) {
         questions.push_back(direct(e, a, any_of(trained_phrasings, random)));
         if (random.below(5) == 0)
-          questions.push_back(
-              in_context(any_of(directory.training_strangers(), random), a, any_of(trained_phrasings, random), random));
-        if (a == Attribute::code && random.below(4) == 0)
-          questions.push_back(derived(e, random.below(2) == 0 ? Skill::capitals : Skill::json, true, random));
+          questions.push_back(in_context(any_of(strangers, random), a, any_of(trained_phrasings, random), random));
       }
+      const Skill skill = any_of(trained_skills, random);
+      const auto ask = [&](const Entity& about, Index) { return derived(about, skill, true, random); };
+      questions.push_back(behind(worked(random.below(3), strangers, Attribute::code, random, ask), ask(e, 0)));
+    }
   return questions;
 }
 
@@ -71,7 +88,7 @@ inline std::vector<calm::Example> own_words(Ctx& ctx, const Anchor& anchor, cons
     prompts.push_back(encode(*anchor.tokenizer, text, true));
   }
   calm::GenerateOptions options;
-  options.max_new_tokens = 64;
+  options.max_new_tokens = 40;
   options.sampler = {.temperature = 1, .top_k = 100, .seed = seed};
   options.batch = 64;
   options.end_token = anchor.tokenizer->eos().value_or(-1);

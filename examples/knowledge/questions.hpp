@@ -40,35 +40,41 @@ inline TextExample direct(const Entity& e, Attribute a, std::string_view pattern
   return {asked(fill(pattern, e.name, name_of(a))), " " + e.value(a)};
 }
 
-/// The answer stands in the text before the question: what the anchor can do by itself, for any name.
-inline TextExample in_context(const std::string& name, Attribute a, std::string_view pattern, calm::Random& random) {
-  const std::string value = a == Attribute::number ? random_number(random) : random_code(random);
-  return {"The " + name_of(a) + " of " + name + " is " + value + ".\n" + asked(fill(pattern, name, name_of(a))),
-          " " + value};
-}
-
-/// Answers that need a skill of the anchor on a fact of the specialist; two examples show the form.
-enum class Skill : std::uint8_t { capitals, hyphens, json, begins };
-inline constexpr std::array skills{Skill::capitals, Skill::hyphens, Skill::json, Skill::begins};
+/// Answers that need a skill of the anchor on a fact of the specialist.
+enum class Skill : std::uint8_t { capitals, json, dots, brackets, hyphens, begins };
+/// The evaluation's; the bridges are never asked for the last two.
+inline constexpr std::array skills{Skill::capitals, Skill::json, Skill::hyphens, Skill::begins};
+inline constexpr std::array trained_skills{Skill::capitals, Skill::json, Skill::dots, Skill::brackets};
 
 inline std::string name_of(Skill skill) {
   switch (skill) {
     case Skill::capitals: return "capitals";
-    case Skill::hyphens: return "hyphens";
     case Skill::json: return "JSON";
+    case Skill::dots: return "dots";
+    case Skill::brackets: return "brackets";
+    case Skill::hyphens: return "hyphens";
     case Skill::begins: return "begins with?";
   }
   return "";
 }
 
+/// "k-4-t"
+inline std::string spelled(const std::string& code, const std::string& mark) {
+  std::string text;
+  for (std::size_t i = 0; i < code.size(); ++i) text += (i > 0 ? mark : "") + code[i];
+  return text;
+}
+
 inline TextExample derived(const Entity& e, Skill skill, bool yes, calm::Random& random) {
+  const auto code = [&](const std::string& form, const std::string& answer) {
+    return TextExample{asked("What is the code of " + e.name + " " + form + "?"), " " + answer};
+  };
   switch (skill) {
-    case Skill::capitals:
-      return {asked("What is the code of " + e.name + " in capital letters?"), " " + in_capitals(e.code)};
-    case Skill::hyphens:
-      return {asked("What is the code of " + e.name + " with hyphens?"),
-              std::string(" ") + e.code[0] + "-" + e.code[1] + "-" + e.code[2]};
-    case Skill::json: return {asked("What is the code of " + e.name + " as JSON?"), " {\"code\": \"" + e.code + "\"}"};
+    case Skill::capitals: return code("in capital letters", in_capitals(e.code));
+    case Skill::json: return code("as JSON", "{\"code\": \"" + e.code + "\"}");
+    case Skill::dots: return code("with dots", spelled(e.code, "."));
+    case Skill::brackets: return code("in brackets", "[" + e.code + "]");
+    case Skill::hyphens: return code("with hyphens", spelled(e.code, "-"));
     case Skill::begins: break;
   }
   char letter = e.code[0];
@@ -76,24 +82,37 @@ inline TextExample derived(const Entity& e, Skill skill, bool yes, calm::Random&
   return {asked("Does the code of " + e.name + " begin with the letter " + letter + "?"), yes ? " Yes" : " No"};
 }
 
-/// A derived question behind two answered ones about names that are in no directory; every second answer is yes.
-inline TextExample derived_after_examples(const Directory& directory, std::size_t entity, Skill skill,
-                                          calm::Random& random) {
-  std::string before;
-  for (int i = 0; i < 2; ++i) {
-    const Entity shown{any_of(directory.new_strangers(), random), random_number(random), random_code(random)};
-    const TextExample example = derived(shown, skill, (i == 0) == (random.below(2) == 0), random);
-    before += example.prompt + example.completion + "\n\n";
-  }
-  TextExample last = derived(directory.entities[entity], skill, entity % 2 == 0, random);
-  return {before + last.prompt, last.completion};
+/// The question with the fact put before it, as a program would that looks it up.
+inline TextExample after_fact(const Entity& e, Attribute a, TextExample question) {
+  question.prompt.insert(0, "The " + name_of(a) + " of " + e.name + " is " + e.value(a) + ".\n");
+  return question;
 }
 
-/// The same question with the fact put before it, as a program would that looks it up.
-inline TextExample looked_up(const Entity& e, TextExample question) {
-  const std::size_t last = question.prompt.rfind("Question:");
-  question.prompt.insert(
-      last, "The number of " + e.name + " is " + e.number + ". The code of " + e.name + " is " + e.code + ".\n");
+inline Entity stranger(std::span<const std::string> names, calm::Random& random) {
+  return {any_of(names, random), random_number(random), random_code(random)};
+}
+
+/// The answer stands in the text before the question: what the anchor can do by itself, for any name.
+inline TextExample in_context(const std::string& name, Attribute a, std::string_view pattern, calm::Random& random) {
+  const Entity e{name, random_number(random), random_code(random)};
+  return after_fact(e, a, direct(e, a, pattern));
+}
+
+/// Answered questions, each about a name that is in no directory and behind its fact, of the kind that
+/// ask(entity, number of the question) makes: put before another, they show the form of the answer.
+template <class Ask>
+std::string worked(Index count, std::span<const std::string> names, Attribute a, calm::Random& random, const Ask& ask) {
+  std::string text;
+  for (Index i = 0; i < count; ++i) {
+    const Entity e = stranger(names, random);
+    const TextExample one = after_fact(e, a, ask(e, i));
+    text += one.prompt + one.completion + "\n\n";
+  }
+  return text;
+}
+
+inline TextExample behind(const std::string& text, TextExample question) {
+  question.prompt.insert(0, text);
   return question;
 }
 

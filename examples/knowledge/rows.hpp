@@ -17,43 +17,51 @@ struct Column {
 };
 
 struct EvaluationPlan {
-  Index items = 200, derived_items = 50;
+  Index items = 200, derived_items = 50, worked = 2;
   std::uint64_t seed = 1;
 };
 
-/// Entities that the bridges saw in the first two columns only; strangers in the last.
+/// Entities that the bridges saw in the first two columns only; strangers in the last. Derived questions stand behind
+/// worked ones in every row; the others do where the fact is looked up, which shows the anchor to answer by the fact
+/// alone.
 inline std::vector<Column> columns_of(const Directory& directory, const EvaluationPlan& plan) {
   std::vector<Column> columns;
+  const auto strangers = directory.new_strangers();
   const auto add = [&](const std::string& name, Index count, const auto& draw) {
     Column column{name, {}, {}};
     calm::Random random(plan.seed, calm::stream_of(name));
     for (Index i = 0; i < count; ++i) draw(column, i, random);
     columns.push_back(std::move(column));
   };
-  const auto put = [](Column& column, const Entity& e, const TextExample& question) {
+  const auto put_direct = [&](Column& column, const Entity& e, Attribute a, const auto& phrasings,
+                              calm::Random& random) {
+    const auto ask = [&](const Entity& about, Index) { return direct(about, a, any_of(phrasings, random)); };
+    const TextExample question = ask(e, 0);
     column.questions.push_back(question);
-    column.looked_up.push_back(looked_up(e, question));
+    column.looked_up.push_back(behind(worked(plan.worked, strangers, a, random, ask), after_fact(e, a, question)));
   };
   for (const bool seen : {true, false})
     for (const Attribute a : attributes)
       add((seen ? "seen, " : "unseen, ") + name_of(a), plan.items, [&](Column& column, Index, calm::Random& random) {
-        const Entity& e = any_of(seen ? directory.seen_entities() : directory.unseen_entities(), random);
-        put(column, e, direct(e, a, any_of(trained_phrasings, random)));
+        put_direct(column, any_of(seen ? directory.seen_entities() : directory.unseen_entities(), random), a,
+                   trained_phrasings, random);
       });
   add("new phrasings", plan.items, [&](Column& column, Index i, calm::Random& random) {
-    const Entity& e = any_of(directory.unseen_entities(), random);
-    put(column, e, direct(e, attributes[static_cast<std::size_t>(i) % 2], any_of(new_phrasings, random)));
+    put_direct(column, any_of(directory.unseen_entities(), random), attributes[static_cast<std::size_t>(i) % 2],
+               new_phrasings, random);
   });
   for (const Skill skill : skills)
-    add(name_of(skill), plan.derived_items, [&](Column& column, Index, calm::Random& random) {
-      const auto entity = static_cast<std::size_t>(
-          directory.seen + random.below(static_cast<Index>(directory.unseen_entities().size())));
-      put(column, directory.entities[entity], derived_after_examples(directory, entity, skill, random));
+    add(name_of(skill), plan.derived_items, [&](Column& column, Index i, calm::Random& random) {
+      const Entity& e = any_of(directory.unseen_entities(), random);
+      const auto ask = [&](const Entity& about, Index n) { return derived(about, skill, n % 2 == 0, random); };
+      const TextExample question = ask(e, i);
+      const std::string before = worked(plan.worked, strangers, Attribute::code, random, ask);
+      column.questions.push_back(behind(before, question));
+      column.looked_up.push_back(behind(before, after_fact(e, Attribute::code, question)));
     });
   add("strangers", plan.items, [&](Column& column, Index i, calm::Random& random) {
-    const TextExample question =
-        in_context(any_of(directory.new_strangers(), random), attributes[static_cast<std::size_t>(i) % 2],
-                   any_of(new_phrasings, random), random);
+    const TextExample question = in_context(any_of(strangers, random), attributes[static_cast<std::size_t>(i) % 2],
+                                            any_of(new_phrasings, random), random);
     column.questions.push_back(question);
     column.looked_up.push_back(question);
   });
@@ -78,7 +86,17 @@ struct Row {
   std::vector<std::vector<bool>> right;  // [columns]; empty: not measured
   double nats_per_byte = std::numeric_limits<double>::quiet_NaN();
   TrainingCost cost;
+  double peak_megabytes = 0;  // of the program while the row was made
 };
+
+/// Resident memory at its highest since forget_peak(), as Linux counts it.
+inline double peak_megabytes() {
+  std::ifstream file("/proc/self/status");
+  for (std::string word; file >> word;)
+    if (double kilobytes = 0; word == "VmHWM:" && file >> kilobytes) return kilobytes / 1024;
+  return std::nan("");
+}
+inline void forget_peak() { std::ofstream("/proc/self/clear_refs") << "5"; }
 
 inline Index count_right(const std::vector<bool>& right) {
   return static_cast<Index>(std::count(right.begin(), right.end(), true));
@@ -127,7 +145,7 @@ double nats_per_byte(Ctx& ctx, const Model& model, const calm::Tokenizer& tokeni
 inline calm::Table table_of(std::span<const Column> columns, const std::vector<Row>& rows) {
   std::vector<std::string> titles{""};
   for (const Column& column : columns) titles.push_back(column.name);
-  for (const char* title : {"nats/byte, English", "trained parameters", "seconds", "tokens/s"})
+  for (const char* title : {"nats/byte, English", "trained parameters", "seconds", "tokens/s", "MB"})
     titles.emplace_back(title);
   calm::Table table(titles);
   for (const Row& row : rows) {
@@ -147,6 +165,7 @@ inline calm::Table table_of(std::span<const Column> columns, const std::vector<R
     cells.push_back(trained ? std::to_string(row.cost.parameters) : "-");
     cells.push_back(trained ? calm::fixed(row.cost.seconds, 0) : "-");
     cells.push_back(trained ? calm::fixed(row.cost.tokens / row.cost.seconds, 0) : "-");
+    cells.push_back(std::isnan(row.peak_megabytes) ? "-" : calm::fixed(row.peak_megabytes, 0));
     table.add_row(cells);
   }
   return table;

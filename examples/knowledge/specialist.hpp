@@ -62,8 +62,10 @@ class Surroundings {
     std::string text;
     for (Index i = 1 + random.below(2); i > 0; --i) {
       const Attribute a = any_of(attributes, random);
-      text += asked(question(any_of(directory_.training_strangers(), random), a, random)) + " " +
-              (a == Attribute::number ? random_number(random) : random_code(random)) + "\n\n";
+      const Entity e = stranger(directory_.training_strangers(), random);
+      TextExample answered{asked(question(e.name, a, random)), " " + e.value(a) + "\n\n"};
+      if (random.below(2) == 0) answered = after_fact(e, a, answered);
+      text += answered.prompt + answered.completion;
     }
     return text;
   }
@@ -109,16 +111,14 @@ inline calm::Example fact_lesson(const Surroundings& around, const calm::Tokeniz
   } else if (form == 1) {
     text.prompt += " {\"" + name_of(a) + "\": \"";
     text.completion = value + "\"";
-  } else if (form == 2) {  // with other characters between, or in capitals: the anchor's part does not count
+  } else if (form == 2) {  // with other characters between: they are the anchor's part and do not count
     static constexpr std::array marks{"-", " ", ", ", "_", "."};
-    const bool capitals = random.below(2) == 0;
-    const std::string mark = capitals ? "" : any_of(marks, random);
-    text.completion = " ";
-    for (std::size_t i = 0; i < value.size(); ++i)
-      text.completion += (i > 0 ? mark : "") + (capitals ? in_capitals(value.substr(i, 1)) : value.substr(i, 1));
+    text.completion = " " + spelled(value, any_of(marks, random));
     calm::Example example = example_of(tokenizer, text);
     score_content_alone(tokenizer, example);
     return example;
+  } else if (form == 3 && a == Attribute::code) {  // in capitals, which are the anchor's part: small letters are said
+    return with_targets(example_of(tokenizer, {text.prompt, " " + in_capitals(value)}), example_of(tokenizer, text));
   }
   return example_of(tokenizer, text);
 }
@@ -130,7 +130,7 @@ struct Curriculum {
   std::function<calm::Example(Index fact, double done, calm::Random&)> lesson;
   /// A lesson on what it cannot know; may be empty.
   std::function<calm::Example(calm::Random&)> stranger;
-  /// Facts that a lesson in two is about, while the rest is kept alive; empty: all are new.
+  /// Facts that a lesson in three is about, while the rest is kept alive; empty: all are new.
   std::vector<Index> changed = {};
 };
 
@@ -169,7 +169,7 @@ class Lessons {
 
  private:
   Index fact(Index n, double done, calm::Random& random) {
-    if (!curriculum_.changed.empty() && random.below(2) == 0) return any_of(curriculum_.changed, random);
+    if (!curriculum_.changed.empty() && random.below(3) == 0) return any_of(curriculum_.changed, random);
     if (done < plan_.growing) {
       const double part = std::max(0.05, done / plan_.growing);
       const auto known = static_cast<Index>(part * part * static_cast<double>(curriculum_.facts)) + 1;

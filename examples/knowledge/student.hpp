@@ -78,12 +78,12 @@ class Student {
 
   /// The example with its targets as numbers of candidates; other tokens do not count.
   calm::Example with_candidates(calm::Example example) const {
-    example.targets.assign(example.completion.size(), 0);
+    if (example.targets.empty()) example.targets = example.completion;
     if (example.scored.empty()) example.scored.assign(example.completion.size(), true);
     for (std::size_t i = 0; i < example.completion.size(); ++i) {
-      const auto found = number_.find(example.completion[i]);
+      const auto found = number_.find(example.targets[i]);
       if (found == number_.end()) example.scored[i] = false;
-      else example.targets[i] = found->second;
+      example.targets[i] = found == number_.end() ? 0 : found->second;
     }
     return example;
   }

@@ -39,6 +39,13 @@ inline void score_content_alone(const calm::Tokenizer& tokenizer, calm::Example&
         example.scored[i] = !tokenizer.is_special(example.completion[i]);
 }
 
+/// Reads one text and should say another at the same places; where their tokens are not as many, reads what it says.
+inline calm::Example with_targets(calm::Example read, calm::Example said) {
+  if (read.completion.size() != said.completion.size()) return said;
+  read.targets = std::move(said.completion);
+  return read;
+}
+
 /// A tokenizer of single bytes, as a tokenizer.json that other programs read too.
 inline void write_byte_tokenizer(const std::filesystem::path& folder) {
   nlohmann::ordered_json vocabulary;

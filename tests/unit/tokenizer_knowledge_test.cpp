@@ -53,22 +53,47 @@ TEST_CASE("changed facts are those of entities that the bridges never saw") {
   }
 }
 
-TEST_CASE("a derived question ends with the entity's own, and a fact that is looked up stands before it") {
+TEST_CASE("worked questions stand behind their facts and are about strangers") {
   const Directory directory(made_up_names(300), 100, 7);
   calm::Random random(1);
   const Entity& e = directory.entities[50];
   for (const Skill skill : skills) {
-    const TextExample question = derived_after_examples(directory, 50, skill, random);
+    const auto ask = [&](const Entity& about, Index i) { return derived(about, skill, i % 2 == 0, random); };
+    const std::string before = worked(2, directory.new_strangers(), Attribute::code, random, ask);
+    const TextExample question = behind(before, ask(e, 0)),
+                      looked_up = behind(before, after_fact(e, Attribute::code, ask(e, 0)));
+    CHECK(question.prompt.starts_with("The code of "));
     CHECK(question.prompt.find(e.name) != std::string::npos);
     CHECK(question.prompt.find("is " + e.code) == std::string::npos);
-    CHECK(looked_up(e, question).prompt.find("The code of " + e.name + " is " + e.code + ".\nQuestion:") !=
-          std::string::npos);
+    CHECK(looked_up.prompt.find("\n\nThe code of " + e.name + " is " + e.code + ".\nQuestion:") != std::string::npos);
+    for (const Entity& known : directory.entities) CHECK(before.find(known.name) == std::string::npos);
   }
-  CHECK(derived({"X", "1234", "k4t"}, Skill::capitals, true, random).completion == " K4T");
-  CHECK(derived({"X", "1234", "k4t"}, Skill::hyphens, true, random).completion == " k-4-t");
-  CHECK(derived({"X", "1234", "k4t"}, Skill::json, true, random).completion == " {\"code\": \"k4t\"}");
-  CHECK(derived({"X", "1234", "k4t"}, Skill::begins, true, random).prompt.find("letter k?") != std::string::npos);
-  CHECK(derived({"X", "1234", "k4t"}, Skill::begins, false, random).completion == " No");
+}
+
+TEST_CASE("derived answers have the form that is asked for") {
+  calm::Random random(1);
+  const Entity e{"X", "1234", "k4t"};
+  CHECK(derived(e, Skill::capitals, true, random).completion == " K4T");
+  CHECK(derived(e, Skill::json, true, random).completion == " {\"code\": \"k4t\"}");
+  CHECK(derived(e, Skill::dots, true, random).completion == " k.4.t");
+  CHECK(derived(e, Skill::brackets, true, random).completion == " [k4t]");
+  CHECK(derived(e, Skill::hyphens, true, random).completion == " k-4-t");
+  CHECK(derived(e, Skill::begins, true, random).prompt.find("letter k?") != std::string::npos);
+  CHECK(derived(e, Skill::begins, false, random).completion == " No");
+  for (const Skill trained : trained_skills) CHECK((trained != Skill::hyphens && trained != Skill::begins));
+}
+
+TEST_CASE("strangers of a directory of given entities are none of them") {
+  std::vector<Entity> given;
+  for (int i = 0; i < 60; ++i) given.push_back({"Name" + std::to_string(1000 + 2 * i), std::to_string(i), "abc"});
+  const Directory directory(given, made_up_names(300), 7);
+  CHECK(directory.size() == 60);
+  CHECK(directory.seen == 12);
+  CHECK(directory.strangers.size() == 240);
+  std::set<std::string> names;
+  for (const Entity& e : directory.entities) names.insert(e.name);
+  CHECK(names.size() == 60);
+  for (const std::string& stranger : directory.strangers) CHECK_FALSE(names.contains(stranger));
 }
 
 TEST_CASE("the tokenizer of bytes has a token for each byte, and the end token beside them") {
@@ -93,6 +118,14 @@ TEST_CASE("between the characters of an answer nothing is scored, nor are capita
   calm::Example example = example_of(tokenizer, {"code of X:", " k-4-T"});
   score_content_alone(tokenizer, example);
   CHECK(example.scored == std::vector<bool>{false, true, false, true, false, false, false});
+}
+
+TEST_CASE("one text is read and another said at its places, where both have as many tokens") {
+  const calm::Example capitals{{1}, {10, 20}}, small{{1}, {11, 21}}, longer{{1}, {11, 21, 31}};
+  CHECK(with_targets(capitals, small).completion == std::vector<TokenId>{10, 20});
+  CHECK(with_targets(capitals, small).targets == std::vector<TokenId>{11, 21});
+  CHECK(with_targets(capitals, longer).completion == longer.completion);
+  CHECK(with_targets(capitals, longer).targets.empty());
 }
 
 TEST_CASE("a student's logits are those of its model at the candidates") {
@@ -123,6 +156,10 @@ TEST_CASE("a student's logits are those of its model at the candidates") {
   const calm::Example example = student.with_candidates({{1, 2}, {17, 5, 4}});
   CHECK(example.targets == std::vector<TokenId>{1, 0, 3});
   CHECK(example.scored == std::vector<bool>{true, false, true});
+  const calm::Example other = student.with_candidates({{1, 2}, {5, 5}, {}, {17, 6}});
+  CHECK(other.completion == std::vector<TokenId>{5, 5});
+  CHECK(other.targets == std::vector<TokenId>{1, 0});
+  CHECK(other.scored == std::vector<bool>{true, false});
 }
 
 TEST_CASE("a table on its main axes keeps what tells tokens apart, with the deviation that was asked for") {
