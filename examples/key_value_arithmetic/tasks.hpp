@@ -163,9 +163,9 @@ inline Task arithmetic(const Dictionary& dictionary, const ArithmeticMix& mix) {
 /// A batch of examples: a function of seed and step alone.
 inline calm::PackedBatch batch_of(const Task& task, std::uint64_t seed, Index step, Index examples) {
   calm::Random random(seed, calm::stream_of("training") + static_cast<std::uint64_t>(step));
-  calm::PackedBatch batch;
-  for (Index i = 0; i < examples; ++i) batch.add(task(random));
-  return batch;
+  std::vector<calm::Example> batch;
+  for (Index i = 0; i < examples; ++i) batch.push_back(task(random));
+  return calm::PackedBatch(batch);
 }
 
 }  // namespace key_value

@@ -234,8 +234,9 @@ inline BasePointer teach(Ctx& ctx, const std::string& name, const SpecialistStar
                                       .final_fraction = 0.02};
   const auto run = [&]<class Model>(Model& model, const auto& convert) {
     cost = examples::train<Model>(ctx, model, name, schedule, {}, [&](Index step) {
-      batch = {};
-      for (calm::Example& lesson : lessons.at_step(step)) batch.add(convert(std::move(lesson)));
+      std::vector<calm::Example> examples = lessons.at_step(step);
+      for (calm::Example& lesson : examples) lesson = convert(std::move(lesson));
+      batch = calm::PackedBatch(examples);
       return std::vector<calm::TrainingBatch<Model>>{{&batch, nullptr}};
     });
   };

@@ -215,8 +215,10 @@ TEST_CASE("a pass over a smaller batch allocates nothing" * doctest::skip(!count
 }
 
 TEST_CASE("a step in shares allocates nothing after the first" * doctest::skip(!counts)) {
-  calm::PackedBatch batch;
-  for (std::uint64_t i = 0; i < 12; ++i) batch.add({random_tokens(20, 151, i), random_tokens(130, 151, 100 + i)});
+  std::vector<calm::Example> examples;
+  for (std::uint64_t i = 0; i < 12; ++i)
+    examples.push_back({random_tokens(20, 151, i), random_tokens(130, 151, 100 + i)});
+  const calm::PackedBatch batch(examples);
   REQUIRE(batch.pieces().size() > 4);
   const std::vector<calm::TrainingBatch<Composed>> batches = {{&batch, nullptr}};
   for (const int threads : {1, 2, 3}) {

@@ -18,19 +18,53 @@ struct Example {
   Index tokens() const { return static_cast<Index>(prompt.size() + completion.size()) - 1; }
 };
 
-/// Examples as one ragged batch of inputs, with the rows that predict a scored token and these tokens. A large one is
-/// also cut, between sequences, into pieces whose activations stay in the caches of a core.
+/// Examples as one ragged batch of inputs, with the rows that predict a scored token and these tokens.
 class PackedBatch {
  public:
+  /// Tokens whose activations stay in the caches of a core.
   static constexpr Index piece_tokens = 384;
 
   PackedBatch() = default;
+  /// Also cuts the batch, between sequences, into pieces of about the same size. Throws ShapeError for an empty prompt
+  /// or completion.
   explicit PackedBatch(std::span<const Example> examples) {
-    for (const Example& example : examples) add(example);
+    Index total = 0, before = 0, last = -1;
+    for (const Example& example : examples) {
+      check(example);
+      append(example);
+      total += example.tokens();
+    }
+    const Index count = ceil_divide(total, piece_tokens);
+    if (count <= 1) return;
+    for (const Example& example : examples) {
+      const Index piece = (2 * before + example.tokens()) * count / (2 * total);  // that of its middle
+      if (piece != last) pieces_.emplace_back();
+      pieces_.back().append(example);
+      before += example.tokens();
+      last = piece;
+    }
   }
 
-  /// Throws ShapeError for an empty prompt or completion.
+  /// Adds to the last piece.
   void add(const Example& example) {
+    check(example);
+    append(example);
+    if (!pieces_.empty()) pieces_.back().append(example);
+  }
+
+  TokenBatch tokens() const { return {ids_, offsets_, prompt_lengths_, {}}; }
+  std::span<const Index> rows() const { return rows_; }          // rows of the stream that predict
+  std::span<const TokenId> targets() const { return targets_; }  // what they should predict
+  bool empty() const { return rows_.empty(); }
+
+  /// Batches of about piece_tokens tokens or less that hold the same sequences in the same order; a small batch is its
+  /// only piece.
+  std::span<const PackedBatch> pieces() const {
+    return pieces_.empty() ? std::span<const PackedBatch>(this, 1) : std::span<const PackedBatch>(pieces_);
+  }
+
+ private:
+  void check(const Example& example) const {
     require<ShapeError>(!example.prompt.empty() && !example.completion.empty(), "example ", prompt_lengths_.size(),
                         " has ", example.prompt.size(), " prompt and ", example.completion.size(),
                         " completion tokens; both need at least one");
@@ -40,26 +74,8 @@ class PackedBatch {
     require<ShapeError>(example.targets.empty() || example.targets.size() == example.completion.size(), "example ",
                         prompt_lengths_.size(), " gives ", example.targets.size(), " targets for ",
                         example.completion.size(), " completion tokens");
-    if (ids_.empty()) return append(example);
-    if (pieces_.empty() && tokens().tokens() + example.tokens() > piece_tokens) pieces_.push_back(*this);
-    append(example);
-    if (pieces_.empty()) return;
-    if (pieces_.back().tokens().tokens() + example.tokens() > piece_tokens) pieces_.emplace_back();
-    pieces_.back().append(example);
   }
 
-  TokenBatch tokens() const { return {ids_, offsets_, prompt_lengths_, {}}; }
-  std::span<const Index> rows() const { return rows_; }          // rows of the stream that predict
-  std::span<const TokenId> targets() const { return targets_; }  // what they should predict
-  bool empty() const { return rows_.empty(); }
-
-  /// Batches of at most piece_tokens tokens, or of one longer sequence, that hold the same sequences in the same order;
-  /// a small batch is its only piece.
-  std::span<const PackedBatch> pieces() const {
-    return pieces_.empty() ? std::span<const PackedBatch>(this, 1) : std::span<const PackedBatch>(pieces_);
-  }
-
- private:
   void append(const Example& example) {
     ids_.insert(ids_.end(), example.prompt.begin(), example.prompt.end());
     const auto first_row = static_cast<Index>(ids_.size()) - 1;

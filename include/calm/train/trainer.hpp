@@ -96,11 +96,15 @@ double batch_loss(auto& ctx, const Model& model, const PackedBatch& batch, KeptS
 template <class Model>
 double mean_loss(auto& ctx, const Model& model, std::span<const PackedBatch> batches) {
   std::vector<const PackedBatch*> pieces;
+  std::vector<Index> sizes;
   for (const PackedBatch& batch : batches)
-    for (const PackedBatch& piece : batch.pieces()) pieces.push_back(&piece);
+    for (const PackedBatch& piece : batch.pieces()) {
+      pieces.push_back(&piece);
+      sizes.push_back(piece.tokens().tokens());
+    }
   std::vector<double> losses(pieces.size());
   Workers workers(ctx);
-  workers.for_each(static_cast<Index>(pieces.size()), [&](auto& context, Index, Index i) {
+  workers.for_each(sizes, [&](auto& context, Index, Index i) {
     KeptStates<Model> states;
     losses[static_cast<std::size_t>(i)] =
         batch_loss(context, model, *pieces[static_cast<std::size_t>(i)], states, nullptr, 1.0);
@@ -140,7 +144,7 @@ class Trainer {
     const Index shares = cut_into_shares(result.tokens);
     while (static_cast<Index>(share_grads_.size()) < shares - 1) share_grads_.emplace_back(model_);
     losses_.assign(static_cast<std::size_t>(shares), 0);
-    workers_.for_each(shares, [&](auto& ctx, Index place, Index share) {
+    workers_.for_each(sizes_, [&](auto& ctx, Index place, Index share) {
       Gradients<Scalar>& grads = share == 0 ? grads_ : share_grads_[static_cast<std::size_t>(share - 1)];
       grads.set_zero();
       auto& [tape, scratch] = places_[static_cast<std::size_t>(place)];
@@ -213,10 +217,12 @@ class Trainer {
   Index cut_into_shares(Index tokens) {
     const Index shares = std::min(max_shares_, static_cast<Index>(pieces_.size()));
     ends_.assign(1, 0);
+    sizes_.assign(static_cast<std::size_t>(shares), 0);
     Index before = 0;
     for (std::size_t i = 0; i < pieces_.size(); ++i) {
       const Index size = pieces_[i].batch->tokens().tokens(), share = (2 * before + size) * shares / (2 * tokens);
       while (static_cast<Index>(ends_.size()) <= share) ends_.push_back(i);
+      sizes_[static_cast<std::size_t>(share)] += size;
       before += size;
     }
     while (static_cast<Index>(ends_.size()) <= shares) ends_.push_back(pieces_.size());
@@ -245,6 +251,7 @@ class Trainer {
   std::vector<Place> places_;
   std::vector<TrainingBatch<Model>> pieces_;
   std::vector<std::size_t> ends_;  // [shares + 1] share s computes pieces [ends[s], ends[s + 1])
+  std::vector<Index> sizes_;       // [shares] tokens
   std::vector<double> losses_;     // [shares]
   Index step_ = 0;
 };

@@ -6,6 +6,7 @@
 
 #include <calm/backend/backend.hpp>
 
+#include <algorithm>
 #include <memory>
 #include <tuple>
 #include <vector>
@@ -25,22 +26,39 @@ class Workers {
   /// Places that for_each() tells apart.
   Index size() const { return std::max<Index>(1, static_cast<Index>(contexts_.size())); }
 
-  /// Calls fn(context, place, i) for every i in [0, count): side by side where there are at least as many as threads,
-  /// else one after the other on all threads. A place is in one call at a time. fn must give the same bits either way.
+  /// Calls fn(context, place, i) for every part i, whose sizes are given: side by side, each on one thread, where that
+  /// keeps the threads about equally busy, else one after the other on all threads. A place is in one call at a time.
+  /// fn must give the same bits either way.
   template <class Fn>
-  void for_each(Index count, Fn&& fn) {
-    if (count < size() || contexts_.empty()) {
-      for (Index i = 0; i < count; ++i) fn(ctx_, Index{0}, i);
-      return;
+  void for_each(std::span<const Index> sizes, Fn&& fn) {
+    const auto count = static_cast<Index>(sizes.size());
+    if constexpr (has_threads) {
+      if (!contexts_.empty() && are_balanced(sizes)) {
+        ctx_.backend.pool().for_each_tile(size(), [&](Index place, int) {  // the same parts in the same place each time
+          for (Index i = place * count / size(); i < (place + 1) * count / size(); ++i)
+            fn(*contexts_[static_cast<std::size_t>(place)], place, i);
+        });
+        return;
+      }
     }
-    if constexpr (has_threads)
-      ctx_.backend.pool().for_each_tile(size(), [&](Index place, int) {  // the same parts in the same place each time
-        for (Index i = place * count / size(); i < (place + 1) * count / size(); ++i)
-          fn(*contexts_[static_cast<std::size_t>(place)], place, i);
-      });
+    for (Index i = 0; i < count; ++i) fn(ctx_, Index{0}, i);
   }
 
  private:
+  /// Whether no place has more than a fifth above its share.
+  bool are_balanced(std::span<const Index> sizes) const {
+    const auto count = static_cast<Index>(sizes.size());
+    Index largest = 0, total = 0;
+    for (Index place = 0; place < size(); ++place) {
+      Index sum = 0;
+      for (Index i = place * count / size(); i < (place + 1) * count / size(); ++i)
+        sum += sizes[static_cast<std::size_t>(i)];
+      largest = std::max(largest, sum);
+      total += sum;
+    }
+    return 5 * largest * size() <= 6 * total;
+  }
+
   static constexpr bool has_threads = requires(Ctx & ctx) { ctx.backend.pool(); };
 
   Ctx& ctx_;
