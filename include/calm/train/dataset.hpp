@@ -2,6 +2,7 @@
 // on the completions only.
 #pragma once
 
+#include <calm/core/arithmetic.hpp>
 #include <calm/core/random.hpp>
 #include <calm/model/decoder.hpp>
 
