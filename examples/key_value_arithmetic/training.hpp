@@ -14,7 +14,7 @@ struct TrainingPlan {
   Index warmup = 100;
   double weight_decay = 0.01;
   std::uint64_t seed = 1;
-  Index max_shares = 12;  // of a step; the bits of the weights depend on it
+  Index max_shares = calm::usual_shares;  // of a step; the bits of the weights depend on it
 };
 
 /// `task(step)` is the task of a step; `watch(step, loss)` is called after each. Returns the seconds of training.

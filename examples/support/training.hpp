@@ -29,7 +29,7 @@ using Batches = std::function<std::vector<calm::TrainingBatch<Model>>(Index)>;
 template <class Model>
 TrainingCost train(Ctx& ctx, Model& model, const std::string& name, const calm::CosineSchedule& schedule,
                    const calm::AdamWOptions& options, const Batches<Model>& batches,
-                   const std::function<void(Index, double)>& watch = {}, Index max_shares = 12) {
+                   const std::function<void(Index, double)>& watch = {}, Index max_shares = calm::usual_shares) {
   calm::Trainer<Model, Ctx> trainer(ctx, model, schedule, options, max_shares);
   calm::Progress progress(name, schedule.steps);
   TrainingCost cost{calm::count_parameters(model)};

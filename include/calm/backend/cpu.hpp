@@ -182,8 +182,8 @@ class CpuBackend : public cpu::Norms {
     for_rows(dh.rows, [&](Index t) {
       cpu::for_chunks<S>(dh.cols, [&](Index j, Index n) {
         const auto d = cpu::load(dh.row(t) + j, n), g = cpu::load(gate.row(t) + j, n), u = cpu::load(up.row(t) + j, n);
-        cpu::store(dgate.row(t) + j, n, (d * u * Activation::derivative(g)));
-        cpu::store(dup.row(t) + j, n, (d * Activation::value(g)));
+        cpu::store(dgate.row(t) + j, n, d * u * Activation::derivative(g));
+        cpu::store(dup.row(t) + j, n, d * Activation::value(g));
       });
     });
   }
@@ -201,8 +201,7 @@ class CpuBackend : public cpu::Norms {
   void activation_backward(MatrixView<const S> dh, MatrixView<const S> x, MatrixView<S> dx) {
     for_rows(dh.rows, [&](Index t) {
       cpu::for_chunks<S>(dh.cols, [&](Index j, Index n) {
-        cpu::store(dx.row(t) + j, n,
-                   (cpu::load(dh.row(t) + j, n) * Activation::derivative(cpu::load(x.row(t) + j, n))));
+        cpu::store(dx.row(t) + j, n, cpu::load(dh.row(t) + j, n) * Activation::derivative(cpu::load(x.row(t) + j, n)));
       });
     });
   }

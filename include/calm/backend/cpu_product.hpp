@@ -212,6 +212,21 @@ void product_abt(Arena<HostMemory>& arena, MatrixView<const S> a, MatrixView<con
   }
 }
 
+/// A part of a matrix: rows [row, row + rows) of columns [column, column + columns).
+struct Block {
+  Index row, rows, column, columns;
+};
+
+/// Cuts [rows, columns] into blocks of at most [row_step, column_step] and calls fn(Block, thread) for each.
+template <class Fn>
+void for_each_block(ThreadPool& pool, Index rows, Index row_step, Index columns, Index column_step, const Fn& fn) {
+  const Index across = ceil_divide(columns, column_step);
+  pool.for_each_tile(ceil_divide(rows, row_step) * across, [&](Index i, int thread) {
+    const Index row = i / across * row_step, column = i % across * column_step;
+    fn(Block{row, std::min(row_step, rows - row), column, std::min(column_step, columns - column)}, thread);
+  });
+}
+
 /// Rows and panels of a tile, from the sizes alone: few rows (decoding) are cut into narrower tiles.
 inline constexpr Index rows_of_tile = 128;
 inline Index panels_of_tile(Index rows) { return rows >= 32 ? 4 : 2; }
@@ -232,14 +247,11 @@ struct PanelForm {
 /// y = x w^T for a packed w                                          [T, in], [out, in] -> [T, out]
 template <class S>
 void multiply(ThreadPool& pool, MatrixView<const S> x, const PanelForm<S>& w, MatrixView<S> y, bool add) {
-  const Index group = panels_of_tile(y.rows), groups = ceil_divide(w.values.rows(), group);
-  pool.for_each_tile(ceil_divide(y.rows, rows_of_tile) * groups, [&](Index i, int) {
-    const Index first = i % groups * group, row = i / groups * rows_of_tile,
-                rows = std::min(rows_of_tile, y.rows - row);
-    for (Index p = first; p < std::min(first + group, w.values.rows()); ++p) {
-      const Index column = p * panel_columns<S>;
-      panel_product<S>(rows, w.in, {x.row(row), x.stride, 1}, &w.values(p, 0), panel_columns<S>,
-                       y.middle_rows(row, rows).middle_cols(column, std::min(panel_columns<S>, w.out - column)), add);
+  for_each_block(pool, y.rows, rows_of_tile, w.values.rows(), panels_of_tile(y.rows), [&](const Block& panels, int) {
+    for (Index p = panels.column; p < panels.column + panels.columns; ++p) {
+      const Index column = p * panel_columns<S>, count = std::min(panel_columns<S>, w.out - column);
+      panel_product<S>(panels.rows, w.in, {x.row(panels.row), x.stride, 1}, &w.values(p, 0), panel_columns<S>,
+                       y.middle_rows(panels.row, panels.rows).middle_cols(column, count), add);
     }
   });
 }
@@ -248,16 +260,13 @@ void multiply(ThreadPool& pool, MatrixView<const S> x, const PanelForm<S>& w, Ma
 template <class S>
 void multiply(ThreadPool& pool, Scratch& scratch, MatrixView<const S> x, MatrixView<const S> w, MatrixView<S> y,
               bool add) {
-  const Index group = panels_of_tile(y.rows), groups = ceil_divide(panels_of<S>(w.rows), group);
   constexpr Index many_rows = 8 * rows_of_tile;  // packing is paid for by many rows
-  pool.for_each_tile(ceil_divide(y.rows, many_rows) * groups, [&](Index i, int thread) {
-    const Index first = i % groups * group * panel_columns<S>,
-                count = std::min(group * panel_columns<S>, w.rows - first);
-    const Index row = i / groups * many_rows, rows = std::min(many_rows, y.rows - row);
+  const Index columns = panels_of_tile(y.rows) * panel_columns<S>;
+  for_each_block(pool, y.rows, many_rows, w.rows, columns, [&](const Block& b, int thread) {
     auto& arena = scratch[static_cast<std::size_t>(thread)];
     arena.reset();
-    product_abt(arena, x.middle_rows(row, rows), w.middle_rows(first, count),
-                y.middle_rows(row, rows).middle_cols(first, count), add);
+    product_abt(arena, x.middle_rows(b.row, b.rows), w.middle_rows(b.column, b.columns),
+                y.middle_rows(b.row, b.rows).middle_cols(b.column, b.columns), add);
   });
 }
 
@@ -266,14 +275,12 @@ template <class S>
 void multiply_input_gradient(ThreadPool& pool, Scratch& scratch, MatrixView<const S> dy, MatrixView<const S> w,
                              MatrixView<S> dx, bool add) {
   const Index columns = panels_of_tile(dx.rows) * panel_columns<S>;
-  const Index groups = ceil_divide(dx.cols, columns), row_tiles = ceil_divide(dx.rows, rows_of_tile);
-  pool.for_each_tile(row_tiles * groups, [&](Index i, int thread) {
-    const Index c = i % groups * columns, count = std::min(columns, dx.cols - c);
-    const Index r = i / groups * rows_of_tile, rows = std::min(rows_of_tile, dx.rows - r);
+  for_each_block(pool, dx.rows, rows_of_tile, dx.cols, columns, [&](const Block& b, int thread) {
     auto& arena = scratch[static_cast<std::size_t>(thread)];
     arena.reset();
-    product<S>(dy.cols, {dy.row(r), dy.stride, 1}, w.middle_cols(c, count),
-               dx.middle_rows(r, rows).middle_cols(c, count), add, arena.allocate<S>(dy.cols * panel_columns<S>));
+    product<S>(dy.cols, {dy.row(b.row), dy.stride, 1}, w.middle_cols(b.column, b.columns),
+               dx.middle_rows(b.row, b.rows).middle_cols(b.column, b.columns), add,
+               arena.allocate<S>(dy.cols * panel_columns<S>));
   });
 }
 
@@ -283,18 +290,14 @@ template <class S>
 void multiply_weight_gradient(ThreadPool& pool, Scratch& scratch, MatrixView<const S> dy, MatrixView<const S> x,
                               MatrixView<S> dw) {
   constexpr Index out_tile = 64, token_tile = 512;
-  const Index columns = 4 * panel_columns<S>;
-  const Index groups = ceil_divide(dw.cols, columns), row_tiles = ceil_divide(dw.rows, out_tile);
-  pool.for_each_tile(row_tiles * groups, [&](Index i, int thread) {
-    const Index c = i % groups * columns, count = std::min(columns, dw.cols - c);
-    const Index r = i / groups * out_tile, rows = std::min(out_tile, dw.rows - r);
+  for_each_block(pool, dw.rows, out_tile, dw.cols, 4 * panel_columns<S>, [&](const Block& b, int thread) {
     auto& arena = scratch[static_cast<std::size_t>(thread)];
     arena.reset();
     S* edge = arena.allocate<S>(token_tile * panel_columns<S>);
     for (Index t = 0; t < x.rows; t += token_tile) {
       const Index tokens = std::min(token_tile, x.rows - t);
-      product<S>(tokens, {dy.row(t) + r, 1, dy.stride}, x.middle_rows(t, tokens).middle_cols(c, count),
-                 dw.middle_rows(r, rows).middle_cols(c, count), true, edge);
+      product<S>(tokens, {dy.row(t) + b.row, 1, dy.stride}, x.middle_rows(t, tokens).middle_cols(b.column, b.columns),
+                 dw.middle_rows(b.row, b.rows).middle_cols(b.column, b.columns), true, edge);
     }
   });
 }

@@ -13,8 +13,8 @@ namespace calm::inline CALM_ABI {
 namespace cpu {
 
 /// The stored types that are decoded in vectors.
-template <class Stored, class S>
-inline constexpr bool has_columns = std::is_same_v<S, float> && !std::is_same_v<Stored, double>;
+template <class Stored>
+inline constexpr bool has_columns = !std::is_same_v<Stored, double>;
 
 /// Calls use(k, values) for all k of a whole panel of rows, and asks for the memory of the panel behind it.
 template <class Columns>
@@ -65,46 +65,45 @@ template <class Columns>
 }
 
 /// Panel p of a weight, with room for the rows that an edge lacks.
-template <class S>
 struct StoredPanel {
   const StoredMatrix& weight;
   Index first, count;  // rows
 
   StoredPanel(const StoredMatrix& w, Index p)
-      : weight(w), first(p * panel_columns<S>), count(std::min(panel_columns<S>, w.rows() - first)) {}
+      : weight(w), first(p * panel_columns<float>), count(std::min(panel_columns<float>, w.rows() - first)) {}
 
   /// The bytes of panel_columns rows.
   const std::byte* rows(Arena<HostMemory>& arena) const {
     const std::byte* stored = weight.data() + first * weight.row_bytes();
-    if (count == panel_columns<S>) return stored;
-    auto* copy = arena.allocate<std::byte>(panel_columns<S> * weight.row_bytes());
-    std::fill(std::copy_n(stored, count * weight.row_bytes(), copy), copy + panel_columns<S> * weight.row_bytes(),
+    if (count == panel_columns<float>) return stored;
+    auto* copy = arena.allocate<std::byte>(panel_columns<float> * weight.row_bytes());
+    std::fill(std::copy_n(stored, count * weight.row_bytes(), copy), copy + panel_columns<float> * weight.row_bytes(),
               std::byte{});
     return copy;
   }
 
   /// y = x W^T for one row, where no panel need be made. False where the type has no such product.
-  bool multiply_row(Arena<HostMemory>& arena, const S* x, S* y, bool add) const {
+  bool multiply_row(Arena<HostMemory>& arena, const float* x, float* y, bool add) const {
     return visit_dtype(weight.dtype(), [&]<class Stored>(Stored) {
-      if constexpr (has_columns<Stored, S>)
+      if constexpr (has_columns<Stored>)
         cpu::multiply_row<StoredColumns<Stored>>(x, rows(arena), weight.row_bytes(), weight.cols(), y, count, add);
-      return has_columns<Stored, S>;
+      return has_columns<Stored>;
     });
   }
 
   /// Values [k, k + depth) of the rows as a panel; k is a multiple of `slice`.
-  const S* decoded(Arena<HostMemory>& arena, Index k, Index depth) const {
-    S* panel = arena.allocate<S>(panel_columns<S> * depth);
+  const float* decoded(Arena<HostMemory>& arena, Index k, Index depth) const {
+    float* panel = arena.allocate<float>(panel_columns<float> * depth);
     visit_dtype(weight.dtype(), [&]<class Stored>(Stored) {
       const StoredBlock block = block_of(weight.dtype());
       const Index place = k / block.values * block.bytes;
-      if constexpr (has_columns<Stored, S>) {
+      if constexpr (has_columns<Stored>) {
         decode_panel<StoredColumns<Stored>>(rows(arena) + place, weight.row_bytes(), depth, panel);
       } else {
-        const auto values = arena.matrix<S>(count, depth);
+        const auto values = arena.matrix<float>(count, depth);
         for (Index i = 0; i < count; ++i)
           decode(weight.dtype(), weight.data() + (first + i) * weight.row_bytes() + place, depth, values.row(i));
-        pack_transposed<S>(values, 0, 1, panel);
+        pack_transposed<float>(values, 0, 1, panel);
       }
     });
     return panel;
@@ -115,25 +114,22 @@ struct StoredPanel {
 inline constexpr Index slice = 256;
 
 /// y = x w^T                                                         [T, in], [out, in] -> [T, out]
-template <class S>
-void multiply(ThreadPool& pool, Scratch& scratch, MatrixView<const S> x, const StoredMatrix& w, MatrixView<S> y,
-              bool add) {
+inline void multiply(ThreadPool& pool, Scratch& scratch, MatrixView<const float> x, const StoredMatrix& w,
+                     MatrixView<float> y, bool add) {
   constexpr Index many_rows = 8 * rows_of_tile;  // decoding is paid for by many rows
-  const Index panels = panels_of<S>(w.rows()), group = std::clamp<Index>(panels / 64, 1, 8),
-              groups = ceil_divide(panels, group);
-  pool.for_each_tile(ceil_divide(y.rows, many_rows) * groups, [&](Index i, int thread) {
-    const Index first = i % groups * group, row = i / groups * many_rows, rows = std::min(many_rows, y.rows - row);
+  const Index panels = panels_of<float>(w.rows()), group = std::clamp<Index>(panels / 64, 1, 8);
+  for_each_block(pool, y.rows, many_rows, panels, group, [&](const Block& b, int thread) {
     auto& arena = scratch[static_cast<std::size_t>(thread)];
-    for (Index p = first; p < std::min(first + group, panels); ++p) {
+    for (Index p = b.column; p < b.column + b.columns; ++p) {
       arena.reset();
-      const StoredPanel<S> panel(w, p);
-      const auto target = y.middle_rows(row, rows).middle_cols(panel.first, panel.count);
-      if (rows == 1 && panel.multiply_row(arena, x.row(row), target.data, add)) continue;
+      const StoredPanel panel(w, p);
+      const auto target = y.middle_rows(b.row, b.rows).middle_cols(panel.first, panel.count);
+      if (b.rows == 1 && panel.multiply_row(arena, x.row(b.row), target.data, add)) continue;
       for (Index k = 0; k == 0 || k < w.cols(); k += slice) {
         const Arena<HostMemory>::Mark mark(arena);
         const Index depth = std::min(slice, w.cols() - k);
-        panel_product<S>(rows, depth, {x.row(row) + k, x.stride, 1}, panel.decoded(arena, k, depth), panel_columns<S>,
-                         target, add || k > 0);
+        panel_product<float>(b.rows, depth, {x.row(b.row) + k, x.stride, 1}, panel.decoded(arena, k, depth),
+                             panel_columns<float>, target, add || k > 0);
       }
     }
   });
@@ -141,33 +137,30 @@ void multiply(ThreadPool& pool, Scratch& scratch, MatrixView<const S> x, const S
 
 /// dx = dy w                                                         [T, out], [out, in] -> [T, in]
 /// The rows of w are decoded in pieces that stay in the cache.
-template <class S>
-void multiply_input_gradient(ThreadPool& pool, Scratch& scratch, MatrixView<const S> dy, const StoredMatrix& w,
-                             MatrixView<S> dx, bool add) {
-  constexpr Index many_rows = 4 * rows_of_tile, piece = 128;
+inline void multiply_input_gradient(ThreadPool& pool, Scratch& scratch, MatrixView<const float> dy,
+                                    const StoredMatrix& w, MatrixView<float> dx, bool add) {
+  constexpr Index many_rows = 4 * rows_of_tile, piece = 128, width = panel_columns<float>;
   const StoredBlock block = block_of(w.dtype());
-  const Index columns = ceil_divide(4 * panel_columns<S>, block.values) * block.values;
-  const Index groups = ceil_divide(dx.cols, columns), row_tiles = ceil_divide(dx.rows, many_rows);
-  pool.for_each_tile(row_tiles * groups, [&](Index i, int thread) {
-    const Index c = i % groups * columns, count = std::min(columns, dx.cols - c);
-    const Index r = i / groups * many_rows, rows = std::min(many_rows, dx.rows - r);
+  const Index columns = ceil_divide(4 * width, block.values) * block.values;
+  for_each_block(pool, dx.rows, many_rows, dx.cols, columns, [&](const Block& b, int thread) {
     auto& arena = scratch[static_cast<std::size_t>(thread)];
     arena.reset();
-    const Index whole = ceil_divide(count, panel_columns<S>) * panel_columns<S>;
-    const auto values = arena.matrix<S>(piece, whole);
-    const auto target = dx.middle_rows(r, rows).middle_cols(c, count);
+    const Index whole = ceil_divide(b.columns, width) * width;
+    const auto values = arena.matrix<float>(piece, whole);
+    const auto target = dx.middle_rows(b.row, b.rows).middle_cols(b.column, b.columns);
     for (Index o = 0; o < dy.cols; o += piece) {
       const Index depth = std::min(piece, dy.cols - o);
       for (Index k = 0; k < depth; ++k) {
-        decode(w.dtype(), w.data() + (o + k) * w.row_bytes() + c / block.values * block.bytes, count, values.row(k));
-        std::fill(values.row(k) + count, values.row(k) + whole, S{});
+        decode(w.dtype(), w.data() + (o + k) * w.row_bytes() + b.column / block.values * block.bytes, b.columns,
+               values.row(k));
+        std::fill(values.row(k) + b.columns, values.row(k) + whole, 0.0F);
       }
-      for (Index j = 0; j < count; j += panel_columns<S>)
-        panel_product<S>(rows, depth, {dy.row(r) + o, dy.stride, 1}, values.row(0) + j, values.stride,
-                         target.middle_cols(j, std::min(panel_columns<S>, count - j)), add || o > 0);
+      for (Index j = 0; j < b.columns; j += width)
+        panel_product<float>(b.rows, depth, {dy.row(b.row) + o, dy.stride, 1}, values.row(0) + j, values.stride,
+                             target.middle_cols(j, std::min(width, b.columns - j)), add || o > 0);
     }
     if (dy.cols == 0 && !add)
-      for (Index t = 0; t < rows; ++t) std::fill_n(target.row(t), count, S{});
+      for (Index t = 0; t < b.rows; ++t) std::fill_n(target.row(t), b.columns, 0.0F);
   });
 }
 

@@ -12,6 +12,11 @@
 
 namespace calm::inline CALM_ABI {
 
+/// Of one map [to, from], or of two through a rank.
+inline Index weights_of_projection(Index to, Index from, Index rank) {
+  return rank > 0 ? rank * (to + from) : to * from;
+}
+
 /// Whether so many positions of an augment pay for two products of weights, [to, to] x [to, from]; their gradients then
 /// gain more than they do.
 inline bool folding_pays(Index to, Index from, Index rank, Index rows) {
@@ -90,10 +95,7 @@ class KeyValueMap {
 
   /// The weights that forward_folded() multiplies by; they must be folded again after a weight has changed.
   Folded fold(auto& ctx) const {
-    const Index rank_or_width = rank() > 0 ? rank() : to();
-    const Index separate =
-        (rank() > 0 ? from() * rank() : 0) + rank_or_width * (rank() > 0 ? to() : from()) + 2 * to() * to();
-    if (2 * to() * from() >= separate) return {};
+    if (2 * to() * from() >= weights_of_projection(to(), from(), rank()) + 2 * to() * to()) return {};
     return {projection_.folded_under(ctx, k_.weight().value.view()),
             projection_.folded_under(ctx, v_.weight().value.view())};
   }

@@ -67,8 +67,7 @@ struct LinkCost {
   Index anchor_width = 0, augment_width = 0, rank = 0;
 
   double projection_weights() const {
-    const auto b = static_cast<double>(anchor_width), a = static_cast<double>(augment_width);
-    return rank > 0 ? static_cast<double>(rank) * (a + b) : a * b;
+    return static_cast<double>(weights_of_projection(anchor_width, augment_width, rank));
   }
   double square() const { return static_cast<double>(anchor_width) * static_cast<double>(anchor_width); }
   /// What an augment token is multiplied by when its keys and values are cached: folded where that is cheaper.

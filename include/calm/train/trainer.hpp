@@ -116,6 +116,9 @@ double mean_loss(auto& ctx, const Model& model, std::span<const PackedBatch> bat
   return total / count;
 }
 
+/// Has many divisors, so that threads of many numbers get as many shares each.
+inline constexpr Index usual_shares = 12;
+
 /// A step is cut into pieces (PackedBatch::pieces) and these into at most `max_shares` shares, each with gradients of
 /// its own that are added up in order. Shares are computed side by side; where they begin and end follows from the data
 /// alone. With one share a batch is computed whole.
@@ -125,7 +128,7 @@ class Trainer {
   using Scalar = typename Model::Scalar;
 
   Trainer(Ctx& ctx, Model& model, const CosineSchedule& schedule, const AdamWOptions& options = {},
-          Index max_shares = 12)
+          Index max_shares = usual_shares)
       : ctx_(ctx), model_(model), schedule_(schedule), grads_(model),
         optimizer_(static_cast<Index>(grads_.values().size()), options), workers_(ctx),
         places_(static_cast<std::size_t>(workers_.size())) {

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <span>
 #include <tuple>
 #include <vector>
 
@@ -17,10 +18,12 @@ template <class Ctx>
 class Workers {
  public:
   explicit Workers(Ctx& ctx) : ctx_(ctx) {
-    if constexpr (has_threads)
-      for (int i = 0; i < ctx.backend.pool().size() && ctx.backend.pool().size() > 1; ++i)
+    if constexpr (has_threads) {
+      const int threads = ctx.backend.pool().size();
+      for (int i = 0; threads > 1 && i < threads; ++i)
         contexts_.push_back(std::apply([](const auto&... options) { return std::make_unique<Ctx>(1, options...); },
                                        ctx.backend.options()));
+    }
   }
 
   /// Places that for_each() tells apart.
@@ -35,7 +38,7 @@ class Workers {
     if constexpr (has_threads) {
       if (!contexts_.empty() && are_balanced(sizes)) {
         ctx_.backend.pool().for_each_tile(size(), [&](Index place, int) {  // the same parts in the same place each time
-          for (Index i = place * count / size(); i < (place + 1) * count / size(); ++i)
+          for (Index i = first_part(place, count); i < first_part(place + 1, count); ++i)
             fn(*contexts_[static_cast<std::size_t>(place)], place, i);
         });
         return;
@@ -45,13 +48,15 @@ class Workers {
   }
 
  private:
+  Index first_part(Index place, Index count) const { return place * count / size(); }
+
   /// Whether no place has more than a fifth above its share.
   bool are_balanced(std::span<const Index> sizes) const {
     const auto count = static_cast<Index>(sizes.size());
     Index largest = 0, total = 0;
     for (Index place = 0; place < size(); ++place) {
       Index sum = 0;
-      for (Index i = place * count / size(); i < (place + 1) * count / size(); ++i)
+      for (Index i = first_part(place, count); i < first_part(place + 1, count); ++i)
         sum += sizes[static_cast<std::size_t>(i)];
       largest = std::max(largest, sum);
       total += sum;
