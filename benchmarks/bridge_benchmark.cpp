@@ -232,15 +232,15 @@ class Parts {
         optimizer_(static_cast<Index>(grads_.values().size()), calm::AdamWOptions{}),
         links_(calm::Links(model.links()), model.spec(), {model.augment<0>().spec()}, model.options()),
         link_grads_(links_) {
-    model.prepare(ctx, batch.tokens(), states_);
+    model.prepare(ctx, calm::scored_tokens(batch), states_);
   }
 
   /// The augment up to its highest tap, and the anchor up to the lowest link.
   void frozen_forward() {
     ctx_.arena.reset();
-    const calm::TokenBatch tokens = batch_.tokens();
-    View a = model_.augment<0>().embed(ctx_, tokens);
-    model_.augment<0>().run(ctx_, tokens, {}, a, 0, taps_.depth(), nullptr, calm::LayerTap<float>(taps_));
+    const calm::TokenBatch tokens = calm::scored_tokens(batch_), all = batch_.tokens();
+    View a = model_.augment<0>().embed(ctx_, all);
+    model_.augment<0>().run(ctx_, all, {}, a, 0, taps_.depth(), nullptr, calm::LayerTap<float>(taps_));
     View x = model_.anchor().embed(ctx_, tokens);
     model_.anchor().run(ctx_, tokens, {}, x, 0, model_.lowest_write() + 1, nullptr, calm::NullObserver{});
   }
@@ -248,39 +248,41 @@ class Parts {
   /// The blocks above the lowest link, the head and the loss, forward and backward.
   void anchor() {
     ctx_.arena.reset();
-    const calm::TokenBatch tokens = batch_.tokens();
+    const calm::TokenBatch tokens = calm::scored_tokens(batch_);
     const Index first = model_.lowest_write() + 1, last = model_.spec().blocks;
     View x = ctx_.arena.matrix<float>(tokens.tokens(), model_.spec().width);
     ctx_.backend.scale(ConstView(states_.lower.view()), 1, x);
     model_.anchor().run(ctx_, tokens, {}, x, first, last, &tape_, calm::NullObserver{});
-    const auto count = static_cast<Index>(batch_.rows().size());
-    const View rows = ctx_.arena.matrix<float>(count, x.cols), drows = ctx_.arena.matrix<float>(count, x.cols);
-    const View logits = ctx_.arena.matrix<float>(count, model_.spec().vocabulary);
-    const View dx = ctx_.arena.matrix<float>(x.rows, x.cols);
-    const auto losses = ctx_.arena.vector<float>(count);
+    const View logits = ctx_.arena.matrix<float>(x.rows, model_.spec().vocabulary);
+    View dx = ctx_.arena.matrix<float>(x.rows, x.cols);
+    const auto losses = ctx_.arena.vector<float>(x.rows);
     Model::HeadCache head;
-    ctx_.backend.gather_rows(ConstView(x), batch_.rows(), rows);
-    model_.anchor().head(ctx_, rows, logits, head);
-    ctx_.backend.cross_entropy(ConstView(logits), batch_.targets(), 1.0 / static_cast<double>(count), losses, logits);
-    model_.anchor().head_backward(ctx_, rows, logits, drows, head);
-    ctx_.backend.set_zero(dx);
-    ctx_.backend.scatter_rows(ConstView(drows), batch_.rows(), dx);
+    model_.anchor().head(ctx_, x, logits, head);
+    ctx_.backend.cross_entropy(ConstView(logits), batch_.targets(), 1.0 / static_cast<double>(x.rows), losses, logits);
+    model_.anchor().head_backward(ctx_, x, logits, dx, head);
     model_.anchor().run_backward(ctx_, tokens, {}, tape_, dx, first, last, calm::NullObserver{});
   }
 
   /// Every bridge, forward and backward; only those above the lowest link pass a gradient on.
   void bridges() {
     ctx_.arena.reset();
-    const auto plans = links_.plans(ctx_, batch_.tokens(), states_, nullptr);
-    const ConstView x = states_.lower.view();
-    const View total = ctx_.arena.matrix<float>(x.rows, x.cols), dx = ctx_.arena.matrix<float>(x.rows, x.cols);
+    const calm::TokenBatch tokens = calm::scored_tokens(batch_);
+    const auto plans = links_.plans(ctx_, tokens, states_, nullptr);
+    const ConstView lower = states_.lower.view();
+    const View all_totals = ctx_.arena.matrix<float>(lower.rows, lower.cols),
+               all_gradients = ctx_.arena.matrix<float>(lower.rows, lower.cols);
     for (std::size_t k = 0; k < links_.links().size(); ++k) {
       const calm::Link& link = links_.links()[k];
+      const bool last = link.write == model_.spec().blocks - 1;
+      const calm::BridgePlan<float>& plan = (last ? plans.last : plans.all).front();
+      const Index rows = last ? tokens.final_rows() : lower.rows;
+      const ConstView x = lower.middle_rows(0, rows);
+      const View total = all_totals.middle_rows(0, rows), dx = all_gradients.middle_rows(0, rows);
       calm::CrossAttentionBridge<float>::Cache cache;
       const auto a = states_.tapped.front().after(link.tap);
-      links_.bridges()[k].forward(ctx_, plans.front(), a, x, total, cache);
-      links_.bridges()[k].backward(ctx_, plans.front(), a, x, x, link.write > model_.lowest_write() ? dx : View{},
-                                   cache, link_grads_);
+      links_.bridges()[k].forward(ctx_, plan, a, x, total, cache);
+      links_.bridges()[k].backward(ctx_, plan, a, x, x, link.write > model_.lowest_write() ? dx : View{}, cache,
+                                   link_grads_);
     }
   }
 

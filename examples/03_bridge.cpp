@@ -20,7 +20,7 @@ int main() {
   const auto augment = random_stream(5, 24, 1), anchor = random_stream(4, 32, 2);  // [Ta, D_A], [Tb, D_B]
   const std::vector<calm::Index> anchor_offsets{0, 4}, augment_offsets{0, 5};
   const std::vector<calm::VisibleRange> visible{{0, 0}, {0, 2}, {0, 3}, {0, 5}};  // what each anchor position may see
-  const calm::BridgePlan<float> plan{anchor_offsets, augment_offsets, visible, {}, {}};
+  const calm::BridgePlan<float> plan{{anchor_offsets, visible, {}}, augment_offsets, {}};
   calm::Context<calm::CpuBackend> ctx;
 
   const auto show = [&](const char* name, calm::BridgeOptions options) {

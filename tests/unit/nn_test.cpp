@@ -135,7 +135,7 @@ calm::AttentionPlan<double> causal_plan(Ctx& ctx, const calm::Rotary<double>& ro
   static const std::vector<Index> positions = {0, 1, 2, 3, 0, 0, 1, 2};
   static const std::vector<calm::VisibleRange> visible = {{0, 1}, {0, 2}, {0, 3}, {0, 4},
                                                           {0, 1}, {0, 1}, {0, 2}, {0, 3}};
-  return {.offsets = offsets, .visible = visible, .angles = rotary.angles(ctx, positions), .slots = {}, .past = {}};
+  return {.tokens = {offsets, visible, rotary.angles(ctx, positions)}};
 }
 
 template <class Weights>
@@ -303,7 +303,7 @@ TEST_CASE("rotary attention depends on distances alone") {
   const auto run = [&](const std::vector<Index>& positions) {
     Matrix<double> y(4, 6);
     decltype(attention)::Cache cache;
-    attention.forward(ctx, {offsets, visible, rotary.angles(ctx, positions), {}, {}}, constant(x), y.view(), cache);
+    attention.forward(ctx, {{offsets, visible, rotary.angles(ctx, positions)}}, constant(x), y.view(), cache);
     return y;
   };
   CHECK(relative_difference(run({17, 18, 19, 20}), run({0, 1, 2, 3})) < 1e-12);
@@ -325,7 +325,7 @@ TEST_CASE("a bridge adds to the stream's total, and its input gradient to what i
     const auto check = [&](auto& ctx) {
       const std::vector<Index> queries = {0, 3, 5}, keys = {0, 4, 4};  // nothing to see for the second sequence
       const std::vector<calm::VisibleRange> visible = {{0, 0}, {0, 2}, {0, 4}, {0, 0}, {0, 0}};
-      const calm::BridgePlan<double> plan{queries, keys, visible, {}, {}};
+      const calm::BridgePlan<double> plan{{queries, visible, {}}, keys, {}};
       const Matrix<double> a = random_matrix<double>(4, 5, 1), g = random_matrix<double>(5, 4, 2),
                            start = random_matrix<double>(5, 4, 3);
       Matrix<double> x = random_matrix<double>(5, 4, 4);

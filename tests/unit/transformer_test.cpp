@@ -290,6 +290,23 @@ TEST_CASE("offsets and slots that do not fit the tokens are refused") {
   CHECK(contains(run({0, 3}, {2}), "slot 2 of a session with 2"));
   CHECK(contains(run({0, 3}, {-1}), "slot -1"));
   CHECK(run({0, 3}, {1}).empty());
+  const std::vector<Index> offsets = {0, 3}, slot = {0};
+  const auto ask = [&](const std::vector<Index>& rows, const std::vector<Index>& slots = {}) {
+    return message_of<calm::ShapeError>([&] {
+      const calm::TokenBatch batch{ids, offsets, {}, slots, rows};
+      if (slots.empty()) {
+        model.forward(ctx, batch, {}, nullptr);
+      } else {
+        auto session = model.make_session(ctx, 2, 5);
+        model.advance(ctx, session, batch, calm::NullObserver{});
+      }
+    });
+  };
+  CHECK(contains(ask({0, 3}), "row 1 is 3"));
+  CHECK(contains(ask({-1}), "row 0 is -1"));
+  CHECK(contains(ask({1, 1}), "row 1 is 1"));
+  CHECK(contains(ask({2}, slot), "all tokens"));
+  CHECK(ask({0, 2}).empty());
 }
 
 TEST_CASE("sizes that make no model are refused by name") {

@@ -10,7 +10,9 @@
 #include <calm/backend/cpu_product.hpp>
 
 #include <cmath>
+#include <cstring>
 #include <tuple>
+#include <type_traits>
 
 namespace calm::inline CALM_ABI {
 
@@ -135,21 +137,31 @@ class CpuBackend : public cpu::Norms {
   [[gnu::noinline]] void rotate(MatrixView<S> x, MatrixView<const S> cosines, MatrixView<const S> sines, Index heads,
                                 int direction) {
     const Index half = cosines.cols, width = x.cols / heads;
-    for_rows(x.rows, [&](Index t) {
-      const S* c = cosines.row(t);
-      const S* s = sines.row(t);
-      const S sign = static_cast<S>(direction);
-      for (Index h = 0; h < heads; ++h) {
-        S* a = x.row(t) + h * width;
-        S* b = a + half;
-        for (Index i = 0; i < half; ++i) {
-          const S first = a[i], second = b[i], sine = s[i] * sign;
-          const S of_second = second * sine, of_first = first * sine;
-          a[i] = first * c[i] - of_second;
-          b[i] = second * c[i] + of_first;
+    const auto rotate_all = [&]<class V>(std::type_identity<V>) {  // in steps of a vector or of one value
+      constexpr Index step = sizeof(V) / sizeof(S);
+      for_rows(x.rows, [&](Index t) {
+        const S* c = cosines.row(t);
+        const S* s = sines.row(t);
+        const S sign = static_cast<S>(direction);
+        for (Index h = 0; h < heads; ++h) {
+          S* a = x.row(t) + h * width;
+          S* b = a + half;
+          for (Index i = 0; i < half; i += step) {
+            V first, second, cosine, sine;
+            std::memcpy(&first, a + i, sizeof(V)), std::memcpy(&second, b + i, sizeof(V));
+            std::memcpy(&cosine, c + i, sizeof(V)), std::memcpy(&sine, s + i, sizeof(V));
+            sine = sine * sign;
+            const V of_second = second * sine, of_first = first * sine;
+            first = first * cosine - of_second;
+            second = second * cosine + of_first;
+            std::memcpy(a + i, &first, sizeof(V)), std::memcpy(b + i, &second, sizeof(V));
+          }
         }
-      }
-    });
+      });
+    };
+    typedef S Eight __attribute__((vector_size(8 * sizeof(S))));  // NOLINT(modernize-use-using)
+    if (half % 8 == 0) rotate_all(std::type_identity<Eight>{});
+    else rotate_all(std::type_identity<S>{});
   }
 
   template <class S>

@@ -145,16 +145,17 @@ class ComposedModel {
   }
 
   template <class Observer, class... Grads>
-  void run_backward(auto& ctx, const TokenBatch& batch, const States& states, const Tape& tape, View dx, Index first,
+  void run_backward(auto& ctx, const TokenBatch& batch, const States& states, const Tape& tape, View& dx, Index first,
                     Index last, Observer&& observer, Grads&... grads) const {
     anchor_->run_backward(ctx, batch, states.anchor, tape.anchor, dx, first, last,
                           LinkReader<Observer, Grads...>{links_, states, tape, observer, {grads...}});
   }
 
   View forward(auto& ctx, const TokenBatch& batch, const States& states, Tape* tape) const {
-    const View lower = ctx.arena.template matrix<Scalar>(batch.tokens(), spec().width);
-    require<ShapeError>(states.lower.view().rows == batch.tokens(), "forward: the states were prepared for ",
-                        states.lower.view().rows, " tokens, the batch has ", batch.tokens());
+    const Index count = lowest_write() + 1 == spec().blocks ? batch.final_rows() : batch.tokens();
+    const View lower = ctx.arena.template matrix<Scalar>(count, spec().width);
+    require<ShapeError>(states.lower.view().rows == count, "forward: the states were prepared for ",
+                        states.lower.view().rows, " tokens, the batch has ", count);
     ctx.backend.scale(states.lower.view(), 1, lower);
     View x = lower;
     NullObserver nothing;
@@ -248,7 +249,7 @@ class ComposedModel {
   struct LinkWriter {
     const LinkSet<Scalar>& links;
     const States& states;
-    std::span<const BridgePlan<Scalar>> plans;
+    BridgePlans<Scalar> plans;
     Tape* tape;
     std::remove_reference_t<Outer>& outer;
 

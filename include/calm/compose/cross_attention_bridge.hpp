@@ -39,9 +39,9 @@ inline BridgeOptions paper() { return {.norms = false, .zero_output = false}; }
 /// Where the tokens of a batch stand, for the bridges of one augment.
 template <class Scalar>
 struct BridgePlan {
-  std::span<const Index> query_offsets, key_offsets;  // [sequences + 1]
-  std::span<const VisibleRange> visible;              // [anchor tokens]
-  RotaryAngles<Scalar> query_angles, key_angles;      // empty without rotary positions
+  Queries<Scalar> queries;             // tokens of the anchor
+  std::span<const Index> key_offsets;  // [sequences + 1], tokens of the augment
+  RotaryAngles<Scalar> key_angles;     // empty without rotary positions
 };
 
 template <class ScalarType>
@@ -83,7 +83,7 @@ class CrossAttentionBridge {
     augment_.forward(ctx, a, attention.k, attention.v, cache.augment);
     if (options_.rotary) Rotary<Scalar>::forward(ctx, attention.k, plan.key_angles, options_.heads);
     query(ctx, plan, x, cache);
-    attend(ctx, attention, plan.query_offsets, plan.key_offsets, plan.visible, heads());
+    attend(ctx, attention, plan.queries.offsets, plan.key_offsets, plan.queries.visible, heads());
     output(ctx, ConstView(attention.y), total, cache);
   }
 
@@ -96,10 +96,10 @@ class CrossAttentionBridge {
     const ConstView ddelta = through_gate(ctx, dtotal, cache, grads...);
     const View dy = like(ddelta), dq = like(ddelta), dk = like(cache.attention.k), dv = like(cache.attention.v);
     o_.backward(ctx, ConstView(cache.attention.y), ddelta, dy, Assign{}, grads...);
-    attend_backward(ctx, cache.attention, plan.query_offsets, plan.key_offsets, plan.visible, heads(), ConstView(dy),
-                    dq, dk, dv);
+    attend_backward(ctx, cache.attention, plan.queries.offsets, plan.key_offsets, plan.queries.visible, heads(),
+                    ConstView(dy), dq, dk, dv);
     if (options_.rotary) {
-      Rotary<Scalar>::backward(ctx, dq, plan.query_angles, options_.heads);
+      Rotary<Scalar>::backward(ctx, dq, plan.queries.angles, options_.heads);
       Rotary<Scalar>::backward(ctx, dk, plan.key_angles, options_.heads);
     }
     if (norm_anchor_) {
@@ -133,8 +133,8 @@ class CrossAttentionBridge {
     Cache cache;
     query(ctx, plan, x, cache);
     const View y = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
-    attend_cached(ctx, rows, ConstView(cache.attention.q), plan.query_offsets, slots, key_counts, plan.visible, heads(),
-                  y);
+    attend_cached(ctx, rows, ConstView(cache.attention.q), plan.queries.offsets, slots, key_counts,
+                  plan.queries.visible, heads(), y);
     output(ctx, ConstView(y), total, cache);
   }
 
@@ -171,7 +171,7 @@ class CrossAttentionBridge {
     }
     cache.attention.q = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
     q_.forward(ctx, cache.normed_anchor, cache.attention.q, Assign{});  // [Tb, D_B]
-    if (options_.rotary) Rotary<Scalar>::forward(ctx, cache.attention.q, plan.query_angles, options_.heads);
+    if (options_.rotary) Rotary<Scalar>::forward(ctx, cache.attention.q, plan.queries.angles, options_.heads);
   }
 
   void output(auto& ctx, ConstView y, View total, Cache& cache) const {

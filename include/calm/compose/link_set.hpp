@@ -24,10 +24,17 @@ struct AugmentStates {
   bool augments = true;        // false: no link writes
 };
 
-/// What the gradient of the links needs again. The plans are one for each augment.
+/// One plan for each augment: for the anchor's last block, of whose stream a batch may ask for some rows only, and for
+/// the others.
+template <class Scalar>
+struct BridgePlans {
+  std::span<const BridgePlan<Scalar>> all, last;
+};
+
+/// What the gradient of the links needs again.
 template <class Scalar>
 struct LinkTape {
-  std::span<const BridgePlan<Scalar>> plans;
+  BridgePlans<Scalar> plans;
   std::vector<typename CrossAttentionBridge<Scalar>::Cache> bridges;  // [links]
   std::vector<MatrixView<const Scalar>> before;                       // [links] the stream that each link read
 };
@@ -45,7 +52,7 @@ class LinkSet {
   using Bridge = CrossAttentionBridge<Scalar>;
   using View = MatrixView<Scalar>;
   using ConstView = MatrixView<const Scalar>;
-  using Plans = std::span<const BridgePlan<Scalar>>;
+  using Plans = BridgePlans<Scalar>;
 
   /// Throws ConfigError that names the link where it does not fit.
   LinkSet(const Links& links, const ModelSpec& anchor, const std::vector<ModelSpec>& augments, BridgeOptions options)
@@ -99,9 +106,9 @@ class LinkSet {
                           std::span<const Index> positions) const {
     const auto visible = ctx.arena.template vector<VisibleRange>(batch.tokens());
     for (std::size_t t = 0; t < visible.size(); ++t) visible[t] = {0, aligned.visible[t]};
-    BridgePlan<Scalar> plan{batch.offsets, aligned.offsets, visible, {}, {}};
+    BridgePlan<Scalar> plan{{batch.offsets, visible, {}}, aligned.offsets, {}};
     if (options_.rotary) {
-      plan.query_angles = rotary_.angles(ctx, positions);
+      plan.queries.angles = rotary_.angles(ctx, positions);
       plan.key_angles = rotary_.angles(ctx, std::span<const Index>(aligned.key_positions));
     }
     return plan;
@@ -109,14 +116,22 @@ class LinkSet {
 
   /// Plans for a pass without caches; the tape keeps them.
   Plans plans(auto& ctx, const TokenBatch& batch, const AugmentStates<Scalar>& states, LinkTape<Scalar>* tape) const {
-    const auto plans = ctx.arena.template vector<BridgePlan<Scalar>>(static_cast<Index>(augments_));
+    const auto all = ctx.arena.template vector<BridgePlan<Scalar>>(static_cast<Index>(augments_));
+    const bool narrows = !batch.rows.empty() && !at_block_.back().empty();
+    const auto last = narrows ? ctx.arena.template vector<BridgePlan<Scalar>>(static_cast<Index>(augments_)) : all;
     if (states.augments) {
       const auto positions = ctx.arena.template vector<Index>(batch.tokens());
       for (Index s = 0; s < batch.sequences(); ++s)
         for (Index t = 0; t < batch.length(s); ++t)
           positions[static_cast<std::size_t>(batch.offsets[static_cast<std::size_t>(s)] + t)] = t;
-      for (std::size_t a = 0; a < augments_; ++a) plans[a] = plan(ctx, batch, states.aligned[a], positions);
+      for (std::size_t a = 0; a < augments_; ++a) {
+        all[a] = plan(ctx, batch, states.aligned[a], positions);
+        if (!narrows) continue;
+        last[a] = all[a];
+        last[a].queries = chosen_queries(ctx, all[a].queries, batch.rows);
+      }
     }
+    const Plans plans{all, last};
     if (tape) {
       tape->plans = plans;
       tape->bridges.resize(links_.size());
@@ -127,7 +142,7 @@ class LinkSet {
 
   /// Adds what the links of a block contribute. With a tape x moves to a new place, since the gradient reads the old
   /// one.
-  void write(auto& ctx, Index block, const AugmentStates<Scalar>& states, Plans plans, LinkTape<Scalar>* tape,
+  void write(auto& ctx, Index block, const AugmentStates<Scalar>& states, const Plans& plans, LinkTape<Scalar>* tape,
              View& x) const {
     const auto& here = at_block_[static_cast<std::size_t>(block)];
     if (here.empty() || !states.augments) return;
@@ -137,7 +152,7 @@ class LinkSet {
         if (is_disabled(states, k)) continue;
         typename Bridge::Cache local;
         if (tape) tape->before[k] = x;
-        bridges_[k].forward(ctx, plans[augment_of(k)], tapped(states, k), x, total, tape ? tape->bridges[k] : local);
+        bridges_[k].forward(ctx, plan_of(plans, k), tapped(states, k), x, total, tape ? tape->bridges[k] : local);
       }
       if (target.data != x.data) ctx.backend.scale(ConstView(x), 1, target);
       ctx.backend.add(ConstView(total), target);
@@ -165,7 +180,7 @@ class LinkSet {
     ctx.backend.scale(ConstView(dx), 1, dtotal);
     for (const std::size_t k : here) {
       if (is_disabled(states, k)) continue;
-      bridges_[k].backward(ctx, tape.plans[augment_of(k)], tapped(states, k), tape.before[k], ConstView(dtotal),
+      bridges_[k].backward(ctx, plan_of(tape.plans, k), tapped(states, k), tape.before[k], ConstView(dtotal),
                            input_gradient ? dx : View{}, tape.bridges[k], grads...);
     }
   }
@@ -192,8 +207,8 @@ class LinkSet {
   }
 
   /// write() for new tokens, over what the caches hold.
-  void write_cached(auto& ctx, Index block, LinkCaches<Scalar>& caches, Plans plans, std::span<const Index> slots,
-                    View x) const {
+  void write_cached(auto& ctx, Index block, LinkCaches<Scalar>& caches, std::span<const BridgePlan<Scalar>> plans,
+                    std::span<const Index> slots, View x) const {
     const auto& here = at_block_[static_cast<std::size_t>(block)];
     if (here.empty()) return;
     const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
@@ -215,6 +230,10 @@ class LinkSet {
 
  private:
   std::size_t augment_of(std::size_t k) const { return static_cast<std::size_t>(links_[k].augment); }
+  const BridgePlan<Scalar>& plan_of(const Plans& plans, std::size_t k) const {
+    const bool last = links_[k].write == static_cast<Index>(at_block_.size()) - 1;
+    return (last ? plans.last : plans.all)[augment_of(k)];
+  }
   ConstView tapped(const AugmentStates<Scalar>& states, std::size_t k) const {
     return states.tapped[augment_of(k)].after(links_[k].tap);
   }

@@ -79,12 +79,18 @@ struct LinkCost {
 
 namespace cost {
 
-/// Keys that a block's token sees: at position `context`, or on average over the positions before it.
-inline double visible(const ModelSpec& spec, Index block, Index context, bool average) {
-  const auto n = static_cast<double>(context);
-  const double window = spec.is_windowed(block) ? std::min(static_cast<double>(spec.window), n) : n;
-  if (!average) return window;
-  return (window * (window + 1) / 2 + (n - window) * window) / n;
+/// Keys that a block's token at position n sees, counted from one.
+inline double visible(const ModelSpec& spec, Index block, double n) {
+  return spec.is_windowed(block) ? std::min(static_cast<double>(spec.window), n) : n;
+}
+/// The sum over the first n positions.
+inline double visible_before(const ModelSpec& spec, Index block, double n) {
+  const double window = visible(spec, block, n);
+  return window * (window + 1) / 2 + (n - window) * window;
+}
+/// Multiplications and additions with a key and a value, in all heads.
+inline double flops_a_key(const ModelSpec& spec) {
+  return 4 * static_cast<double>(spec.heads.query_heads * spec.heads.width);
 }
 
 /// A pass over blocks [0, last) of one token among `tokens` that are read together, at or up to `context`.
@@ -94,8 +100,9 @@ inline TokenCost of_blocks(const ModelCost& model, Index last, Index context, In
   result.product_flops = 2 * model.weights(0, last);
   result.weight_bytes = value_bytes * model.weights(0, last) / static_cast<double>(tokens);
   for (Index i = 0; i < last; ++i) {
-    const double seen = visible(model.spec, i, context, tokens > 1);
-    result.attention_flops += 4 * static_cast<double>(heads.query_heads * heads.width) * seen;
+    const auto n = static_cast<double>(context);
+    const double seen = tokens > 1 ? visible_before(model.spec, i, n) / n : visible(model.spec, i, n);
+    result.attention_flops += flops_a_key(model.spec) * seen;
     if (tokens == 1) result.cache_bytes += 2 * 4 * static_cast<double>(heads.kv_heads * heads.width) * seen;
   }
   return result;
@@ -121,8 +128,9 @@ struct CompositionCost {
   /// A token of a prompt of `tokens`, which are read at once; only the last reaches the head.
   TokenCost prefill(Index tokens) const { return inference(tokens, tokens); }
 
-  /// A token of a training step over sequences of `tokens`, of which the share `scored` reaches the head. Frozen models
-  /// run forward; gradients go through the anchor above the lowest link.
+  /// A token of a training step over sequences of `tokens`, of which the share `scored`, the last ones, goes on behind
+  /// the keys and values of the last block. Frozen models run forward; gradients go through the anchor above the lowest
+  /// link.
   TokenCost train(Index tokens, double scored) const {
     TokenCost total;
     Index lowest = anchor.spec.blocks - 1;
@@ -135,12 +143,21 @@ struct CompositionCost {
     total.attention_flops += 2.5 * (forward.attention_flops - below.attention_flops);  // five products for two
     total.weight_bytes +=
         forward.weight_bytes - below.weight_bytes + 2 * packed * anchor.head_weights / static_cast<double>(tokens);
+    const Index last = anchor.spec.blocks - 1;
+    const auto n = static_cast<double>(tokens);
+    const double rest = (1 - scored) * n;  // tokens of a sequence that only give the last block keys and values
+    const auto kv_weights =
+        2 * static_cast<double>(anchor.spec.width * anchor.spec.heads.kv_heads * anchor.spec.heads.width);
+    total.product_flops -= (lowest < last ? 4 : 2) * (1 - scored) * (anchor.weights(last, last + 1) - kv_weights);
+    total.attention_flops -=
+        (lowest < last ? 3.5 : 1) * cost::flops_a_key(anchor.spec) * cost::visible_before(anchor.spec, last, rest) / n;
     for (std::size_t a = 0; a < augments.size(); ++a) total += augment_pass(a, tokens, tokens, packed);
     for (const Link& link : links) {
       const LinkCost sizes = sizes_of(link);
       const double r = augments[static_cast<std::size_t>(link.augment)].tokens;
+      const double queries = link.write == last ? scored : 1, unasked = link.write == last ? rest : 0;
       const double of_anchor = 2 * sizes.square(), of_augment = sizes.projection_weights() + 2 * sizes.square();
-      double products = 3 * of_anchor;  // forward, the gradient of the weights, of the input
+      double products = queries * 3 * of_anchor;  // forward, the gradient of the weights, of the input
       const auto positions = static_cast<Index>(r * static_cast<double>(tokens) + 0.5);
       if (folding_pays(sizes.anchor_width, sizes.augment_width, sizes.rank, positions)) {
         // Forward and the gradients of the folded weights; two products that fold and four back.
@@ -152,9 +169,10 @@ struct CompositionCost {
           products -=
               r * (sizes.rank > 0 ? static_cast<double>(sizes.rank * sizes.augment_width) : sizes.projection_weights());
       }
-      if (!options.norms && link.write == lowest) products -= sizes.square();
+      if (!options.norms && link.write == lowest) products -= queries * sizes.square();
       total.product_flops += 2 * products;
-      total.attention_flops += 3.5 * attention_of(sizes, r, tokens, true);
+      total.attention_flops +=
+          3.5 * (attention_of(sizes, r, n, true) - unasked / n * attention_of(sizes, r, unasked, true));
       total.weight_bytes += 4 * (of_anchor + of_augment) / static_cast<double>(tokens);
     }
     return total;
@@ -180,8 +198,7 @@ struct CompositionCost {
   LinkCost sizes_of(const Link& link) const {
     return {anchor.spec.width, augments[static_cast<std::size_t>(link.augment)].model.spec.width, options.rank};
   }
-  static double attention_of(const LinkCost& sizes, double r, Index context, bool average) {
-    const auto n = static_cast<double>(context);
+  static double attention_of(const LinkCost& sizes, double r, double n, bool average) {
     return 4 * static_cast<double>(sizes.anchor_width) * r * (average ? (n + 1) / 2 : n);
   }
 
@@ -197,7 +214,7 @@ struct CompositionCost {
       const LinkCost sizes = sizes_of(link);
       const double r = augments[static_cast<std::size_t>(link.augment)].tokens;
       total.product_flops += 2 * (2 * sizes.square() + r * sizes.cached_weights());
-      total.attention_flops += attention_of(sizes, r, context, tokens > 1);
+      total.attention_flops += attention_of(sizes, r, static_cast<double>(context), tokens > 1);
       total.weight_bytes += 4 * (2 * sizes.square() + sizes.cached_weights()) / count;
       if (tokens == 1)
         total.cache_bytes += 2 * 4 * static_cast<double>(sizes.anchor_width) * r * static_cast<double>(context);

@@ -16,8 +16,12 @@ struct TokenBatch {
   std::span<const Index> offsets;         // [sequences + 1]
   std::span<const Index> prompt_lengths;  // [sequences] tokens of each that belong to the prompt; empty: none
   std::span<const Index> slots;           // advance() only: [sequences] the session's slot that each continues
+  std::span<const Index> rows = {};       // passes without caches: the tokens, ascending, whose final stream is asked
+                                          // for, so that the last block gives no other; empty: all
 
   Index tokens() const { return static_cast<Index>(ids.size()); }
+  /// Rows of the final stream.
+  Index final_rows() const { return rows.empty() ? tokens() : static_cast<Index>(rows.size()); }
   Index sequences() const { return static_cast<Index>(offsets.size()) - 1; }
   Index length(Index s) const {
     return offsets[static_cast<std::size_t>(s + 1)] - offsets[static_cast<std::size_t>(s)];
@@ -35,6 +39,9 @@ struct TokenBatch {
                           " lies before the one that precedes it");
     require<ShapeError>(prompt_lengths.empty() || static_cast<Index>(prompt_lengths.size()) == sequences(),
                         "TokenBatch: ", prompt_lengths.size(), " prompt lengths for ", sequences(), " sequences");
+    for (std::size_t i = 0; i < rows.size(); ++i)
+      require<ShapeError>(rows[i] > (i == 0 ? -1 : rows[i - 1]) && rows[i] < tokens(), "TokenBatch: row ", i, " is ",
+                          rows[i], "; rows must ascend, each below the number of tokens, ", tokens());
     require<ShapeError>(slots.empty() || static_cast<Index>(slots.size()) == sequences(), "TokenBatch: ", slots.size(),
                         " slots for ", sequences(), " sequences");
     for (std::size_t s = 1; s < slots.size(); ++s)  // few, and without a set, which would allocate at every token
@@ -71,7 +78,8 @@ concept LanguageModel = requires(const M& model, Ctx& ctx, const TokenBatch& bat
 
   // Fills the states for a batch, among them the stream that no trainable weight reaches.
   model.prepare(ctx, batch, states);
-  // After prepare(): runs all blocks; the stream [T, width] lies in the arena.
+  // After prepare(): runs all blocks; the stream [T, width], or the rows of it that the batch asks for, lies in the
+  // arena.
   { model.forward(ctx, batch, states, tape) } -> std::same_as<MatrixView<typename M::Scalar>>;
   // Rows of the final stream to logits [rows, vocabulary], and back.
   model.head(ctx, rows, stream, head);
@@ -100,7 +108,7 @@ concept Decoder = LanguageModel<M, Ctx> &&
   model.prepare_augments(ctx, batch, states);
   // Runs blocks [first, last): replaces the stream, calls observer.after_block after each.
   model.run(ctx, batch, states, stream, n, n, tape, observer);
-  // Turns the gradient of the stream after block last - 1 into that before block first, in place; after each block's
+  // Replaces the gradient of the stream after block last - 1 by that before block first; after each block's
   // observer.after_block_backward.
   model.run_backward(ctx, batch, states, *tape, stream, n, n, observer);
 };

@@ -25,9 +25,9 @@ class Transformer {
   using ConstView = MatrixView<const Scalar>;
   static constexpr bool trainable = Weights::trainable;
 
-  /// What blocks that see all keys have in common, and windowed ones.
+  /// What blocks that see all keys have in common, windowed ones, and the last one.
   struct AttentionPlans {
-    AttentionPlan<Scalar> all, windowed;
+    AttentionPlan<Scalar> all, windowed, last;
   };
 
   /// Nothing beside the tokens is needed.
@@ -53,6 +53,8 @@ class Transformer {
 
     /// Throws, before anything has changed, where the batch does not fit.
     void check_room(const TokenBatch& batch) const {
+      require<ShapeError>(batch.rows.empty(), "advance() gives the stream of all tokens, but ", batch.rows.size(),
+                          " rows were asked for");
       require<ShapeError>(static_cast<Index>(batch.slots.size()) == batch.sequences(),
                           "advance() needs a slot for each of the ", batch.sequences(), " sequences, found ",
                           batch.slots.size());
@@ -114,14 +116,16 @@ class Transformer {
     View other = tape ? View{} : ctx.arena.template matrix<Scalar>(x.rows, x.cols);
     for (Index i = first; i < last; ++i) {
       const auto& block = blocks_[static_cast<std::size_t>(i)];
+      const AttentionPlan<Scalar>& plan = plan_of(plans, i);
       if (tape) {
-        const View y = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
-        block.forward(ctx, plan_of(plans, i), x, y, tape->blocks[static_cast<std::size_t>(i)]);
+        const View y = ctx.arena.template matrix<Scalar>(plan.rows_of(x.rows), x.cols);
+        block.forward(ctx, plan, x, y, tape->blocks[static_cast<std::size_t>(i)]);
         x = y;
       } else {
+        other = other.middle_rows(0, plan.rows_of(x.rows));
         const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
         typename Block::Cache cache;
-        block.forward(ctx, plan_of(plans, i), x, other, cache);
+        block.forward(ctx, plan, x, other, cache);
         std::swap(x, other);
       }
       observer.after_block(ctx, i, x);
@@ -129,12 +133,12 @@ class Transformer {
   }
 
   template <class Observer, class... Grads>
-  void run_backward(auto& ctx, const TokenBatch&, const States&, const Tape& tape, View dx, Index first, Index last,
+  void run_backward(auto& ctx, const TokenBatch&, const States&, const Tape& tape, View& dx, Index first, Index last,
                     Observer&& observer, Grads&... grads) const {
     for (Index i = last - 1; i >= first; --i) {
       observer.after_block_backward(ctx, i, dx);
-      blocks_[static_cast<std::size_t>(i)].backward(ctx, plan_of(tape.plans, i), dx,
-                                                    tape.blocks[static_cast<std::size_t>(i)], grads...);
+      dx = blocks_[static_cast<std::size_t>(i)].backward(ctx, plan_of(tape.plans, i), dx,
+                                                         tape.blocks[static_cast<std::size_t>(i)], grads...);
     }
   }
 
@@ -242,6 +246,7 @@ class Transformer {
   double embedding_scale() const { return std::sqrt(static_cast<double>(spec_.width)); }
 
   const AttentionPlan<Scalar>& plan_of(const AttentionPlans& plans, Index block) const {
+    if (block == spec_.blocks - 1) return plans.last;
     return spec_.is_windowed(block) ? plans.windowed : plans.all;
   }
 
@@ -261,7 +266,8 @@ class Transformer {
     batch.check();
     AttentionPlans plans;
     AttentionPlan<Scalar>& plan = plans.all;
-    plan = {.offsets = batch.offsets, .visible = {}, .angles = {}, .slots = batch.slots, .past = {}};
+    plan.tokens.offsets = batch.offsets;
+    plan.slots = batch.slots;
     const auto visible = ctx.arena.template vector<VisibleRange>(batch.tokens());
     const auto in_window = ctx.arena.template vector<VisibleRange>(spec_.window > 0 ? batch.tokens() : 0);
     const auto positions = ctx.arena.template vector<Index>(batch.tokens());
@@ -279,16 +285,20 @@ class Transformer {
           in_window[static_cast<std::size_t>(t)] = {std::max<Index>(0, position + 1 - spec_.window), position + 1};
       }
     }
-    plan.visible = visible;
+    plan.tokens.visible = visible;
     plan.past = past;
-    if constexpr (Architecture::attention.rotary) plan.angles = rotary_.angles(ctx, std::span<const Index>(positions));
+    if constexpr (Architecture::attention.rotary)
+      plan.tokens.angles = rotary_.angles(ctx, std::span<const Index>(positions));
     if (spec_.window > 0) {
       plans.windowed = plan;
-      plans.windowed.visible = in_window;
+      plans.windowed.tokens.visible = in_window;
       if constexpr (Architecture::attention.rotary)
         if (spec_.window_rotary_base > 0)
-          plans.windowed.angles = window_rotary_.angles(ctx, std::span<const Index>(positions));
+          plans.windowed.tokens.angles = window_rotary_.angles(ctx, std::span<const Index>(positions));
     }
+    plans.last = spec_.is_windowed(spec_.blocks - 1) ? plans.windowed : plans.all;
+    plans.last.rows = batch.rows;
+    if (!batch.rows.empty()) plans.last.chosen = chosen_queries(ctx, plans.last.tokens, batch.rows);
     return plans;
   }
 

@@ -7,19 +7,61 @@
 #include <calm/nn/linear.hpp>
 #include <calm/nn/position.hpp>
 
+#include <algorithm>
 #include <array>
 
 namespace calm::inline CALM_ABI {
 
+/// Packed tokens that attend.
+template <class Scalar>
+struct Queries {
+  std::span<const Index> offsets;         // [sequences + 1], where those of each sequence begin
+  std::span<const VisibleRange> visible;  // [T], keys counted from the sequence's first
+  RotaryAngles<Scalar> angles;            // [T, head width / 2]; empty without rotary positions
+};
+
+/// Those of `all` that `rows` names, ascending.
+template <class Scalar>
+Queries<Scalar> chosen_queries(auto& ctx, const Queries<Scalar>& all, std::span<const Index> rows) {
+  const auto count = static_cast<Index>(rows.size());
+  const auto offsets = ctx.arena.template vector<Index>(static_cast<Index>(all.offsets.size()));
+  for (std::size_t s = 0; s < offsets.size(); ++s)
+    offsets[s] = std::lower_bound(rows.begin(), rows.end(), all.offsets[s]) - rows.begin();
+  const auto visible = ctx.arena.template vector<VisibleRange>(count);
+  for (std::size_t i = 0; i < rows.size(); ++i) visible[i] = all.visible[static_cast<std::size_t>(rows[i])];
+  Queries<Scalar> chosen{offsets, visible, {}};
+  if (all.angles.cosines.empty()) return chosen;
+  const auto gathered = [&](MatrixView<const Scalar> from) {
+    const auto to = ctx.arena.template matrix<Scalar>(count, from.cols);
+    ctx.backend.gather_rows(from, rows, to);
+    return to;
+  };
+  chosen.angles = {gathered(all.angles.cosines), gathered(all.angles.sines)};
+  return chosen;
+}
+
 /// What the blocks of one pass have in common.
 template <class Scalar>
 struct AttentionPlan {
-  std::span<const Index> offsets;         // [sequences + 1], rows of the packed batch
-  std::span<const VisibleRange> visible;  // [T], keys counted from the sequence's first
-  RotaryAngles<Scalar> angles;            // [T, head width / 2]
-  std::span<const Index> slots;           // with caches: the cache slot of each sequence
-  std::span<const Index> past;            // with caches: keys that the slot already holds
+  Queries<Scalar> tokens;             // all of the batch: the keys, and the queries unless some are chosen
+  std::span<const Index> slots = {};  // with caches: the cache slot of each sequence
+  std::span<const Index> past = {};   // with caches: keys that the slot already holds
+  std::span<const Index> rows = {};   // without: the tokens whose stream goes on behind the block; empty: all
+  Queries<Scalar> chosen = {};        // these tokens
+
+  const Queries<Scalar>& queries() const { return rows.empty() ? tokens : chosen; }
+  /// Rows of what the block gives.
+  Index rows_of(Index all) const { return rows.empty() ? all : static_cast<Index>(rows.size()); }
 };
+
+/// The rows of x that a plan's block goes on with; x itself where these are all.
+template <class Scalar>
+MatrixView<const Scalar> going_on(auto& ctx, const AttentionPlan<Scalar>& plan, MatrixView<const Scalar> x) {
+  if (plan.rows.empty()) return x;
+  const auto some = ctx.arena.template matrix<Scalar>(plan.rows_of(x.rows), x.cols);
+  ctx.backend.gather_rows(x, plan.rows, some);
+  return some;
+}
 
 /// Keys and values that one attention keeps for each slot: [slots, capacity, kv width].
 template <class Scalar>
@@ -130,6 +172,7 @@ class SelfAttention {
   };
   struct NoCache {};
   struct Cache : AttentionCoreCache<Scalar> {
+    ConstView asking;  // the rows of the input that queries are made of
     [[no_unique_address]] std::conditional_t<norms_qk, std::array<NormCache, 2>, NoCache> qk_norms;
   };
 
@@ -145,11 +188,11 @@ class SelfAttention {
     }
   }
 
-  /// attention(x), each sequence within itself.                     [T, D] -> [T, D]
+  /// attention(x), each sequence within itself.                     [T, D] -> [rows of the plan, D]
   template <WriteMode Mode = Accumulate>
   void forward(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, View y, Cache& cache, Mode mode = {}) const {
     project(ctx, plan, x, cache);
-    attend<Scalar>(ctx, cache, plan.offsets, plan.offsets, plan.visible, heads_);
+    attend<Scalar>(ctx, cache, plan.queries().offsets, plan.tokens.offsets, plan.queries().visible, heads_);
     o_.forward(ctx, ConstView(cache.y), y, mode);
   }
 
@@ -159,29 +202,31 @@ class SelfAttention {
                       Mode mode = {}) const {
     Cache cache;
     project(ctx, plan, x, cache);
-    append_rows(ctx, rows, ConstView(cache.k), ConstView(cache.v), plan.offsets, plan.slots, plan.past);
+    const auto& [offsets, visible, angles] = plan.tokens;
+    append_rows(ctx, rows, ConstView(cache.k), ConstView(cache.v), offsets, plan.slots, plan.past);
     const auto key_counts = ctx.arena.template vector<Index>(static_cast<Index>(plan.slots.size()));
-    for (std::size_t s = 0; s < key_counts.size(); ++s)
-      key_counts[s] = plan.past[s] + plan.offsets[s + 1] - plan.offsets[s];
+    for (std::size_t s = 0; s < key_counts.size(); ++s) key_counts[s] = plan.past[s] + offsets[s + 1] - offsets[s];
     cache.y = ctx.arena.template matrix<Scalar>(x.rows, heads_.query_heads * heads_.width);
-    attend_cached(ctx, rows, ConstView(cache.q), plan.offsets, plan.slots, std::span<const Index>(key_counts),
-                  plan.visible, heads_, cache.y);
+    attend_cached(ctx, rows, ConstView(cache.q), offsets, plan.slots, std::span<const Index>(key_counts), visible,
+                  heads_, cache.y);
     o_.forward(ctx, ConstView(cache.y), y, mode);
   }
 
-  /// Overwrites dx; adds to grads.
+  /// Overwrites dx; adds to grads.                      x [T, D], dy [rows of the plan, D] -> dx [T, D]
   template <class... Grads>
   void backward(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, ConstView dy, View dx, const Cache& cache,
                 Grads&... grads) const requires(sizeof...(Grads) == 0 || trainable) {
-    const auto da = ctx.arena.template matrix<Scalar>(x.rows, cache.y.cols);
-    const auto dq = ctx.arena.template matrix<Scalar>(x.rows, cache.q.cols);
+    const auto da = ctx.arena.template matrix<Scalar>(cache.y.rows, cache.y.cols);
+    const auto dq = ctx.arena.template matrix<Scalar>(cache.q.rows, cache.q.cols);
     const auto dk = ctx.arena.template matrix<Scalar>(x.rows, cache.k.cols);
     const auto dv = ctx.arena.template matrix<Scalar>(x.rows, cache.v.cols);
     o_.backward(ctx, ConstView(cache.y), dy, da, Assign{}, grads...);
-    attend_backward<Scalar>(ctx, cache, plan.offsets, plan.offsets, plan.visible, heads_, ConstView(da), dq, dk, dv);
+    const Queries<Scalar>& queries = plan.queries();
+    attend_backward<Scalar>(ctx, cache, queries.offsets, plan.tokens.offsets, queries.visible, heads_, ConstView(da),
+                            dq, dk, dv);
     if constexpr (traits.rotary) {
-      Rotary<Scalar>::backward(ctx, dq, plan.angles, heads_.query_heads);
-      Rotary<Scalar>::backward(ctx, dk, plan.angles, heads_.kv_heads);
+      Rotary<Scalar>::backward(ctx, dq, queries.angles, heads_.query_heads);
+      Rotary<Scalar>::backward(ctx, dk, plan.tokens.angles, heads_.kv_heads);
     }
     if (query_scale_ != 1) ctx.backend.scale(ConstView(dq), query_scale_, dq);
     if constexpr (norms_qk) {
@@ -196,7 +241,14 @@ class SelfAttention {
             grads...);
       }
     }
-    q_.backward(ctx, x, ConstView(dq), dx, Assign{}, grads...);
+    if (plan.rows.empty()) {
+      q_.backward(ctx, x, ConstView(dq), dx, Assign{}, grads...);
+    } else {
+      const auto dasking = ctx.arena.template matrix<Scalar>(dq.rows, x.cols);
+      q_.backward(ctx, cache.asking, ConstView(dq), dasking, Assign{}, grads...);
+      ctx.backend.set_zero(dx);
+      ctx.backend.scatter_rows(ConstView(dasking), plan.rows, dx);
+    }
     k_.backward(ctx, x, ConstView(dk), dx, Accumulate{}, grads...);
     v_.backward(ctx, x, ConstView(dv), dx, Accumulate{}, grads...);
   }
@@ -222,10 +274,11 @@ class SelfAttention {
   }
 
   void project(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, Cache& cache) const {
-    cache.q = ctx.arena.template matrix<Scalar>(x.rows, q_.out());
+    cache.asking = going_on(ctx, plan, x);
+    cache.q = ctx.arena.template matrix<Scalar>(cache.asking.rows, q_.out());
     cache.k = ctx.arena.template matrix<Scalar>(x.rows, k_.out());
     cache.v = ctx.arena.template matrix<Scalar>(x.rows, v_.out());
-    q_.forward(ctx, x, cache.q, Assign{});
+    q_.forward(ctx, cache.asking, cache.q, Assign{});
     k_.forward(ctx, x, cache.k, Assign{});
     v_.forward(ctx, x, cache.v, Assign{});
     if constexpr (norms_qk) {
@@ -238,8 +291,8 @@ class SelfAttention {
     }
     if (query_scale_ != 1) ctx.backend.scale(ConstView(cache.q), query_scale_, cache.q);
     if constexpr (traits.rotary) {
-      Rotary<Scalar>::forward(ctx, cache.q, plan.angles, heads_.query_heads);
-      Rotary<Scalar>::forward(ctx, cache.k, plan.angles, heads_.kv_heads);
+      Rotary<Scalar>::forward(ctx, cache.q, plan.queries().angles, heads_.query_heads);
+      Rotary<Scalar>::forward(ctx, cache.k, plan.tokens.angles, heads_.kv_heads);
     }
   }
 

@@ -1,8 +1,8 @@
 // TransformerBlock: what attention and an MLP add to the residual stream, each behind and before the norms that the
 // architecture names (architecture.hpp); one after the other, or both from the same stream.
 //
-// Contract: forward reads x and writes y (another buffer); backward turns the gradient of y into that of x, in place,
-// and adds to grads.
+// Contract: forward reads x and writes y (another buffer), all rows or those of the plan; backward gives the gradient
+// of x for that of y, in place where y has all rows, and adds to grads.
 #pragma once
 
 #include <calm/nn/attention.hpp>
@@ -63,7 +63,7 @@ class TransformerBlock {
         after_mlp_(full_name(name, norms.after_mlp), sizes.width, sizes.norm_epsilon, source) {}
 
   void forward(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, View y, Cache& cache) const {
-    run(ctx, x, y, cache,
+    run(ctx, plan, x, y, cache,
         [&](ConstView in, View out, auto mode) { attention_.forward(ctx, plan, in, out, cache.attention, mode); });
   }
 
@@ -71,29 +71,35 @@ class TransformerBlock {
   void forward_cached(auto& ctx, const AttentionPlan<Scalar>& plan, const KvRows<Scalar>& rows, ConstView x,
                       View y) const {
     Cache cache;
-    run(ctx, x, y, cache,
+    run(ctx, plan, x, y, cache,
         [&](ConstView in, View out, auto mode) { attention_.forward_cached(ctx, plan, rows, in, out, mode); });
   }
 
   template <class... Grads>
-  void backward(auto& ctx, const AttentionPlan<Scalar>& plan, View dx, const Cache& cache, Grads&... grads) const
+  View backward(auto& ctx, const AttentionPlan<Scalar>& plan, View d, const Cache& cache, Grads&... grads) const
       requires(sizeof...(Grads) == 0 || trainable) {
+    const View dx = plan.rows.empty() ? d : ctx.arena.template matrix<Scalar>(cache.attention_norms.input.rows, d.cols);
     const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
-    View dy = dx;  // of what each branch adds: the gradient of the stream behind it
+    View dy = d;  // of what each branch adds: the gradient of the stream behind it
     if constexpr (Architecture::parallel) {
-      dy = ctx.arena.template matrix<Scalar>(dx.rows, dx.cols);
-      ctx.backend.scale(ConstView(dx), 1, dy);
+      dy = ctx.arena.template matrix<Scalar>(d.rows, d.cols);
+      ctx.backend.scale(ConstView(d), 1, dy);
     }
     branch_backward(
-        ctx, before_mlp_, after_mlp_, cache.mlp_norms, dy, dx,
+        ctx, before_mlp_, after_mlp_, cache.mlp_norms, dy, d,
         [&](ConstView in, ConstView dout, View din) { mlp_.backward(ctx, in, dout, din, cache.mlp, grads...); },
         grads...);
+    if (!plan.rows.empty()) {
+      ctx.backend.set_zero(dx);
+      ctx.backend.scatter_rows(ConstView(d), plan.rows, dx);
+    }
     branch_backward(
         ctx, before_attention_, after_attention_, cache.attention_norms, dy, dx,
         [&](ConstView in, ConstView dout, View din) {
           attention_.backward(ctx, plan, in, dout, din, cache.attention, grads...);
         },
         grads...);
+    return dx;
   }
 
   static void visit(auto& self, const std::string& prefix, auto&& fn) {
@@ -111,13 +117,15 @@ class TransformerBlock {
   }
 
   template <class Attend>
-  void run(auto& ctx, ConstView x, View y, Cache& cache, const Attend& attend_to) const {
+  void run(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, View y, Cache& cache,
+           const Attend& attend_to) const {
     const auto run_mlp = [&](ConstView in, View out, auto mode) { mlp_.forward(ctx, in, out, cache.mlp, mode); };
-    cache.middle = Architecture::parallel ? y : ctx.arena.template matrix<Scalar>(x.rows, x.cols);
-    ctx.backend.scale(x, 1, cache.middle);
+    cache.middle = Architecture::parallel ? y : ctx.arena.template matrix<Scalar>(y.rows, y.cols);
+    const ConstView stream = going_on(ctx, plan, x);
+    ctx.backend.scale(stream, 1, cache.middle);
     branch(ctx, before_attention_, after_attention_, x, cache.middle, cache.attention_norms, attend_to);
     if constexpr (!Architecture::parallel) ctx.backend.scale(ConstView(cache.middle), 1, y);
-    branch(ctx, before_mlp_, after_mlp_, Architecture::parallel ? x : ConstView(cache.middle), y, cache.mlp_norms,
+    branch(ctx, before_mlp_, after_mlp_, Architecture::parallel ? stream : ConstView(cache.middle), y, cache.mlp_norms,
            run_mlp);
   }
 
@@ -125,20 +133,20 @@ class TransformerBlock {
   template <class Before, class After, class Module>
   static void branch(auto& ctx, const Before& before, const After& after, ConstView input, View total,
                      BranchCache<Before, After>& cache, const Module& module) {
-    const auto like_input = [&] { return ctx.arena.template matrix<Scalar>(input.rows, input.cols); };
+    const auto like = [&](ConstView m) { return ctx.arena.template matrix<Scalar>(m.rows, m.cols); };
     cache.input = input;
     ConstView inner = input;
     if constexpr (!std::is_same_v<Before, NoNorm>) {
-      cache.normed = like_input();
+      cache.normed = like(input);
       before.forward(ctx, input, cache.normed, cache.before);
       inner = cache.normed;
     }
     if constexpr (std::is_same_v<After, NoNorm>) {
       module(inner, total, Accumulate{});
     } else {
-      cache.output = like_input();
+      cache.output = like(total);
       module(inner, cache.output, Assign{});
-      const View normed = like_input();
+      const View normed = like(total);
       after.forward(ctx, ConstView(cache.output), normed, cache.after);
       ctx.backend.add(ConstView(normed), total);
     }
@@ -156,7 +164,7 @@ class TransformerBlock {
     };
     ConstView doutput = dy;
     if constexpr (!std::is_same_v<After, NoNorm>) {
-      const View d = ctx.arena.template matrix<Scalar>(dx.rows, dx.cols);
+      const View d = ctx.arena.template matrix<Scalar>(dy.rows, dy.cols);
       through(after, ConstView(cache.output), dy, d, Assign{}, cache.after);
       doutput = d;
     }

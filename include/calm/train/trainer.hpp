@@ -41,28 +41,35 @@ struct StepResult {
   Index tokens = 0;          // that went through the model
 };
 
+/// The tokens of a batch, and that only the final stream of its scored rows is asked for.
+inline TokenBatch scored_tokens(const PackedBatch& batch) {
+  TokenBatch tokens = batch.tokens();
+  tokens.rows = batch.rows();
+  return tokens;
+}
+
 /// The rows of the final stream that predict, and their logits; views into the arena.
 template <class Model>
 struct ScoredRows {
-  MatrixView<typename Model::Scalar> stream, rows, logits;  // [T, D], [scored, D], [scored, vocabulary]
+  MatrixView<typename Model::Scalar> rows, logits;  // [scored, D], [scored, vocabulary]
   typename Model::HeadCache head;
 };
 
-/// Runs a batch up to the logits of its scored rows. Resets the arena first; fills `kept` unless it is filled.
+/// Runs a batch up to the logits of its scored rows; nothing where there are none. Resets the arena first; fills `kept`
+/// unless it is filled.
 template <class Model>
 ScoredRows<Model> score_rows(auto& ctx, const Model& model, const PackedBatch& batch, KeptStates<Model>& kept,
                              typename Model::Tape* tape) {
   using Scalar = typename Model::Scalar;
   using ConstView = MatrixView<const Scalar>;
   ctx.arena.reset();
-  if (!kept.filled) model.prepare(ctx, batch.tokens(), kept.states);
+  if (batch.empty()) return {};
+  const TokenBatch tokens = scored_tokens(batch);
+  if (!kept.filled) model.prepare(ctx, tokens, kept.states);
   kept.filled = true;
   ScoredRows<Model> scored;
-  scored.stream = model.forward(ctx, batch.tokens(), kept.states, tape);
-  const auto count = static_cast<Index>(batch.rows().size());
-  scored.rows = ctx.arena.template matrix<Scalar>(count, scored.stream.cols);
-  scored.logits = ctx.arena.template matrix<Scalar>(count, model.spec().vocabulary);
-  ctx.backend.gather_rows(ConstView(scored.stream), batch.rows(), scored.rows);  // only these reach the head
+  scored.rows = model.forward(ctx, tokens, kept.states, tape);
+  scored.logits = ctx.arena.template matrix<Scalar>(scored.rows.rows, model.spec().vocabulary);
   model.head(ctx, ConstView(scored.rows), scored.logits, scored.head);
   return scored;
 }
@@ -73,7 +80,8 @@ double batch_loss(auto& ctx, const Model& model, const PackedBatch& batch, KeptS
                   typename Model::Tape* tape, double scale, Grads&... grads) {
   using Scalar = typename Model::Scalar;
   using ConstView = MatrixView<const Scalar>;
-  const auto [x, rows, logits, head] = score_rows(ctx, model, batch, kept, tape);
+  if (batch.empty()) return 0;
+  const auto [rows, logits, head] = score_rows(ctx, model, batch, kept, tape);
   const auto losses = ctx.arena.template vector<Scalar>(logits.rows);
   for (const TokenId target : batch.targets())
     require<ShapeError>(target >= 0 && target < model.spec().vocabulary, "a target token is ", target,
@@ -82,12 +90,9 @@ double batch_loss(auto& ctx, const Model& model, const PackedBatch& batch, KeptS
   double total = 0;
   for (const Scalar loss : losses) total += static_cast<double>(loss);
   if constexpr (sizeof...(Grads) == 1) {
-    const auto drows = ctx.arena.template matrix<Scalar>(rows.rows, x.cols),
-               dx = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
+    const auto drows = ctx.arena.template matrix<Scalar>(rows.rows, rows.cols);
     model.head_backward(ctx, ConstView(rows), ConstView(logits), drows, head, grads...);
-    ctx.backend.set_zero(dx);
-    ctx.backend.scatter_rows(ConstView(drows), batch.rows(), dx);
-    model.backward(ctx, batch.tokens(), kept.states, *tape, dx, grads...);
+    model.backward(ctx, scored_tokens(batch), kept.states, *tape, drows, grads...);
   }
   return total;
 }
