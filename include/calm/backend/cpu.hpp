@@ -137,7 +137,8 @@ class CpuBackend : public cpu::Norms {
   [[gnu::noinline]] void rotate(MatrixView<S> x, MatrixView<const S> cosines, MatrixView<const S> sines, Index heads,
                                 int direction) {
     const Index half = cosines.cols, width = x.cols / heads;
-    const auto rotate_all = [&]<class V>(std::type_identity<V>) {  // in steps of a vector or of one value
+    const auto rotate_all = [&]<class Step>(Step) {
+      using V = typename Step::Type;
       constexpr Index step = sizeof(V) / sizeof(S);
       for_rows(x.rows, [&](Index t) {
         const S* c = cosines.row(t);
@@ -159,9 +160,8 @@ class CpuBackend : public cpu::Norms {
         }
       });
     };
-    typedef S Eight __attribute__((vector_size(8 * sizeof(S))));  // NOLINT(modernize-use-using)
-    if (half % 8 == 0) rotate_all(std::type_identity<Eight>{});
-    else rotate_all(std::type_identity<S>{});
+    if (half % 8 == 0) rotate_all(EightValues<S>{});
+    else rotate_all(OneValue<S>{});
   }
 
   template <class S>
@@ -311,6 +311,16 @@ class CpuBackend : public cpu::Norms {
   }
 
  private:
+  /// Steps of rotate().
+  template <class S>
+  struct EightValues {
+    typedef S Type __attribute__((vector_size(8 * sizeof(S))));  // NOLINT(modernize-use-using)
+  };
+  template <class S>
+  struct OneValue {
+    using Type = S;
+  };
+
   template <class S>
   struct DenseForm {
     Matrix<S> values;

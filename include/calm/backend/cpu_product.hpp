@@ -81,13 +81,14 @@ struct Multiplication {
 };
 
 /// c [Rows, Vectors of a panel] = a b, or added to c; b has `depth` rows, b_stride apart. c may be narrower: `columns`.
-/// In is the type of the operands and as wide as S.
+/// In is the type of the operands and as wide as S. `a` by reference: a copy on the stack would be read in wider pieces
+/// than it is written in, for which a processor waits until all earlier writes are done.
 template <Index Rows, Index Vectors, class In, class S>
-void register_tile(Index depth, Strided<In> a, const In* b, Index b_stride, S* c, Index c_stride, Index columns,
+void register_tile(Index depth, const Strided<In>& a, const In* b, Index b_stride, S* c, Index c_stride, Index columns,
                    bool add) {
   using V = Vector<S>;
   constexpr Index lanes = lanes_of<S>;
-  V sum[Rows][Vectors] = {};
+  V sum[Rows][Vectors];
   const auto edge = [&](Index i, bool load) {  // part of a panel: through a buffer
     S part[Vectors * lanes] = {};
     if (load) {
@@ -98,12 +99,12 @@ void register_tile(Index depth, Strided<In> a, const In* b, Index b_stride, S* c
       std::copy_n(part, columns, c + i * c_stride);
     }
   };
-  if (add)
-    for (Index i = 0; i < Rows; ++i) {
-      if (columns < Vectors * lanes) edge(i, true);
-      else
-        for (Index j = 0; j < Vectors; ++j) sum[i][j] = *reinterpret_cast<const V*>(c + i * c_stride + j * lanes);
-    }
+  for (Index i = 0; i < Rows; ++i) {
+    if (add && columns < Vectors * lanes) edge(i, true);
+    else
+      for (Index j = 0; j < Vectors; ++j)
+        sum[i][j] = add ? *reinterpret_cast<const V*>(c + i * c_stride + j * lanes) : V{};
+  }
   for (Index k = 0; k < depth; ++k) {
     Vector<In> part[Vectors];
     for (Index j = 0; j < Vectors; ++j) part[j] = *reinterpret_cast<const Vector<In>*>(b + k * b_stride + j * lanes);
