@@ -88,23 +88,19 @@ void register_tile(Index depth, const Strided<In>& a, const In* b, Index b_strid
                    bool add) {
   using V = Vector<S>;
   constexpr Index lanes = lanes_of<S>;
+  constexpr Index width = Vectors * lanes;
+  const bool whole = columns == width;
+  S buffer[Rows * width];  // in place of c where that is narrower, all rows at a time: a row alone would be read back
+                           // before it is written
+  S* const target = whole ? c : buffer;
+  const Index stride = whole ? c_stride : width;
+  if (!whole && add)
+    for (Index i = 0; i < Rows; ++i)
+      std::fill(std::copy_n(c + i * c_stride, columns, buffer + i * width), buffer + (i + 1) * width, S{});
   V sum[Rows][Vectors];
-  const auto edge = [&](Index i, bool load) {  // part of a panel: through a buffer
-    S part[Vectors * lanes] = {};
-    if (load) {
-      std::copy_n(c + i * c_stride, columns, part);
-      for (Index j = 0; j < Vectors; ++j) std::memcpy(&sum[i][j], part + j * lanes, sizeof(V));
-    } else {
-      for (Index j = 0; j < Vectors; ++j) std::memcpy(part + j * lanes, &sum[i][j], sizeof(V));
-      std::copy_n(part, columns, c + i * c_stride);
-    }
-  };
-  for (Index i = 0; i < Rows; ++i) {
-    if (add && columns < Vectors * lanes) edge(i, true);
-    else
-      for (Index j = 0; j < Vectors; ++j)
-        sum[i][j] = add ? *reinterpret_cast<const V*>(c + i * c_stride + j * lanes) : V{};
-  }
+  for (Index i = 0; i < Rows; ++i)
+    for (Index j = 0; j < Vectors; ++j)
+      sum[i][j] = add ? *reinterpret_cast<const V*>(target + i * stride + j * lanes) : V{};
   for (Index k = 0; k < depth; ++k) {
     Vector<In> part[Vectors];
     for (Index j = 0; j < Vectors; ++j) part[j] = *reinterpret_cast<const Vector<In>*>(b + k * b_stride + j * lanes);
@@ -113,11 +109,10 @@ void register_tile(Index depth, const Strided<In>& a, const In* b, Index b_strid
       for (Index j = 0; j < Vectors; ++j) sum[i][j] = Multiplication<In>::add(sum[i][j], value, part[j]);
     }
   }
-  for (Index i = 0; i < Rows; ++i) {
-    if (columns < Vectors * lanes) edge(i, false);
-    else
-      for (Index j = 0; j < Vectors; ++j) *reinterpret_cast<V*>(c + i * c_stride + j * lanes) = sum[i][j];
-  }
+  for (Index i = 0; i < Rows; ++i)
+    for (Index j = 0; j < Vectors; ++j) *reinterpret_cast<V*>(target + i * stride + j * lanes) = sum[i][j];
+  if (!whole)
+    for (Index i = 0; i < Rows; ++i) std::copy_n(buffer + i * width, columns, c + i * c_stride);
 }
 
 /// One panel of columns for any number of rows; of a panel that is at most half used half is read and computed.
