@@ -51,7 +51,7 @@ class GateModel {
     typename ModelA::States states_a;
     typename ModelB::States states_b;
     join(ctx, a_->forward(ctx, batch, states_a, nullptr), b_->forward(ctx, batch, states_b, nullptr),
-         states.stream.resize(batch.tokens(), width()));
+         states.stream.resize(batch.final_rows(), width()));
   }
 
   View forward(auto& ctx, const calm::TokenBatch&, const States& states, Tape*) const {

@@ -38,19 +38,24 @@ Options parse_arguments(int argc, char** argv) {
   app.add_flag("--direct", o.direct, "train and evaluate without steps: abc+de= -> 220");
   app.add_option("--seed", o.seed, "first seed of the bridges, their data and the evaluation")->capture_default_str();
   app.add_option("--seeds", o.seeds, "how many seeds, from --seed on; 0: three with --full, else one")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
   app.add_option("--steps", o.steps, "optimizer steps of each trained row")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
   app.add_option("--batch", o.batch, "examples a step")->capture_default_str()->check(CLI::PositiveNumber);
-  app.add_option("--learning-rate", o.learning_rate, "peak learning rate of the trained rows")->capture_default_str();
+  app.add_option("--learning-rate", o.learning_rate, "peak learning rate of the trained rows")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
   app.add_option("--items", o.items, "evaluation expressions a column")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
   app.add_option("--threads", o.threads, "threads; 0: one a core. The results do not depend on it")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
   app.add_option("--effort", o.effort, "with --from-scratch: part of the base models' training steps")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(CLI::Range(0.001, 1.0));
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -89,9 +94,9 @@ Bases base_models(Ctx& ctx, const Options& o, const Dictionary& dictionary) {
 
 std::string without_equals(const std::string& text) { return text.substr(0, text.size() - 1); }
 
-/// Fails where a training set could hold what is evaluated; the generators are built so, and this looks at what they
-/// make.
-void check_splits(const Dictionary& dictionary, const EvaluationSets& sets, const Options& o) {
+/// Fails where the training set of a seed's rows holds what is evaluated; the generators are built so that none does,
+/// and this looks at every example that they make.
+void check_splits(const Dictionary& dictionary, const EvaluationSets& sets, const Options& o, std::uint64_t seed) {
   std::set<std::string> evaluated;  // canonical, as numbers and as keys
   for (std::size_t c = 0; c < columns; ++c) {
     for (const Item& item : sets[c]) {
@@ -100,10 +105,12 @@ void check_splits(const Dictionary& dictionary, const EvaluationSets& sets, cons
     }
   }
   std::set<std::string> unseen(dictionary.unseen().begin(), dictionary.unseen().end());
-  for (const Lesson lesson : {Lesson::chain, Lesson::substitution, Lesson::direct}) {
+  std::vector<Lesson> lessons{o.direct ? Lesson::direct : Lesson::chain};
+  if (o.full && !o.direct) lessons.push_back(Lesson::substitution);
+  for (const Lesson lesson : lessons) {
     const Task task = bridge_task(dictionary, lesson);
-    for (Index step = 0; step < 20; ++step) {
-      calm::Random random(o.seed, calm::stream_of("training") + static_cast<std::uint64_t>(step));
+    for (Index step = 0; step < o.steps; ++step) {
+      calm::Random random(seed, calm::stream_of("training") + static_cast<std::uint64_t>(step));
       for (Index i = 0; i < o.batch; ++i) {
         const calm::Example e = task(random);
         const std::string prompt = decode(e.prompt), text = prompt + decode(e.completion);
@@ -145,7 +152,7 @@ void run(const Options& o) {
   for (Index s = 0; s < seeds; ++s) {
     const std::uint64_t seed = o.seed + static_cast<std::uint64_t>(s);
     const EvaluationSets sets(dictionary, seed, o.items);
-    check_splits(dictionary, sets, o);
+    check_splits(dictionary, sets, o, seed);
     const Experiment x{
         ctx,
         dictionary,

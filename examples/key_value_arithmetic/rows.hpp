@@ -102,7 +102,7 @@ struct Experiment {
     return 100.0 * static_cast<double>(right) / static_cast<double>(count);
   }
 
-  /// Bridges into every block of m_B from the last blocks of the augment: there its next token can be read and written.
+  /// Bridges into the last blocks of m_B from the last of the augment: there its next token can be read and written.
   Composed compose_with(const BasePointer& augment) const {
     const Index last_a = augment->spec().blocks - 1, last_b = b->spec().blocks - 1;
     return calm::compose(b, {{0, last_a - 1, last_b - 2}, {0, last_a, last_b - 1}, {0, last_a, last_b}},
@@ -154,7 +154,7 @@ struct Experiment {
     return trained(name, model, lesson);
   }
 
-  /// All weights of m_B; at a tenth of the rate, since they are no new weights.
+  /// All weights of m_B; at three tenths of the rate, since they are no new weights.
   RowResult fully_tuned(const std::string& name) const {
     TrainedModel model(b->spec(), calm::weights_of(*b));
     return trained(name, model, lesson, 0.3);

@@ -96,14 +96,35 @@ class Surroundings {
   std::vector<std::string> words_;
 };
 
+/// A lesson on a code in one of the forms that the bridges are taught, behind worked questions of that form. The form
+/// is the anchor's part: the specialist is to say the next character of the code in small letters wherever it goes on.
+inline calm::Example form_lesson(const calm::Tokenizer& tokenizer, const Entity& e,
+                                 std::span<const std::string> strangers, calm::Random& random) {
+  const Skill skill = any_of(trained_skills, random);
+  const auto ask = [&](const Entity& about, Index) { return derived(about, skill, true, random); };
+  TextExample text = behind(worked(random.below(3), strangers, Attribute::code, random, ask), ask(e, 0));
+  if (skill == Skill::capitals)
+    return with_targets(example_of(tokenizer, text), example_of(tokenizer, {text.prompt, " " + e.code}));
+  if (skill == Skill::dots) {
+    calm::Example example = example_of(tokenizer, text);
+    score_content_alone(tokenizer, example);
+    return example;
+  }
+  const std::size_t opened = text.completion.find(e.code);
+  return example_of(tokenizer, {text.prompt + text.completion.substr(0, opened), text.completion.substr(opened)});
+}
+
 /// A lesson on one fact of a directory: bare, or asked in some way among other text.
-inline calm::Example fact_lesson(const Surroundings& around, const calm::Tokenizer& tokenizer, const Entity& e,
-                                 Attribute a, bool bare, calm::Random& random) {
+inline calm::Example fact_lesson(const Directory& directory, const Surroundings& around,
+                                 const calm::Tokenizer& tokenizer, const Entity& e, Attribute a, bool bare,
+                                 calm::Random& random) {
   const std::string& value = e.value(a);
   if (bare) {
     static constexpr std::array forms{"{a} of {n}:", "{a} {n}:", "{n} {a}:"};
     return example_of(tokenizer, {fill(any_of(forms, random), e.name, name_of(a)), " " + value});
   }
+  if (a == Attribute::code && random.below(4) == 0)
+    return form_lesson(tokenizer, e, directory.training_strangers(), random);
   TextExample text{around.before(random) + around.framed(around.question(e.name, a, random), random), " " + value};
   const Index form = random.below(8);
   if (form == 0) {
@@ -138,7 +159,7 @@ inline Curriculum curriculum_of(const Directory& directory, const Surroundings& 
   const auto lesson = [&directory, &around, tokenizer](Index fact, double done, calm::Random& random) {
     const Entity& e = directory.entities[static_cast<std::size_t>(fact) / attributes.size()];
     const Attribute a = attributes[static_cast<std::size_t>(fact) % attributes.size()];
-    return fact_lesson(around, *tokenizer, e, a, random.uniform() < (done < 0.5 ? 0.75 : 0.3), random);
+    return fact_lesson(directory, around, *tokenizer, e, a, random.uniform() < (done < 0.5 ? 0.75 : 0.3), random);
   };
   const auto stranger = [&directory, &around, tokenizer](calm::Random& random) {
     const std::string question =

@@ -135,7 +135,7 @@ TEST_CASE("an adapter that is saved and loaded has the same weights and logits, 
   }
 }
 
-TEST_CASE("the tensors of an adapter have the names and shapes that docs/design.md gives") {
+TEST_CASE("the tensors of an adapter have the names and shapes that the format says") {
   using Shape = std::vector<Index>;
   const Bases bases;
   const auto tensors_of = [&](const BridgeOptions& options) {

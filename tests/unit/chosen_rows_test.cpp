@@ -127,6 +127,41 @@ TEST_CASE("so they have where links write after the last block, after others, or
     check(composed<float>(links, {.gate = calm::Gate::tanh, .rotary = true, .rank = 2}));
     check(composed<double>(links, calm::preset::paper()));
   }
+  using Gemma = calm::Transformer<calm::zoo::Gemma3, calm::Frozen, double>;  // norms before and behind the branches
+  calm::ModelSpec spec = spec_of(8, 3);
+  spec.window = 2;
+  spec.window_rotary_base = 100;
+  spec.windowed = {true, false, true};
+  calm::ComposedModel<Gemma, Llama<double>> model(
+      std::make_shared<const Gemma>(spec, TestWeights{1}),
+      {std::make_shared<const Llama<double>>(spec_of(6, 2), TestWeights{2})}, {{0, 0, 0}, {0, 1, 1}});
+  randomise(model, 4);
+  check(model);
+}
+
+TEST_CASE("states that were prepared for some rows serve others, and rows that are not there are refused") {
+  for (const calm::Links& links : {calm::Links{{0, 1, 2}}, {{0, 0, 0}, {0, 1, 2}}}) {
+    const auto model = composed<double>(links);
+    const Batch batch = ragged();
+    Cpu ctx(1);
+    Composed<double>::States states, all;
+    const std::vector<Index> some{5}, others{3, 22};
+    calm::TokenBatch tokens = batch.view();
+    model.prepare(ctx, tokens, all);
+    const Matrix<double> whole = copy_of(model.forward(ctx, tokens, all, nullptr));
+    tokens.rows = some;
+    model.prepare(ctx, tokens, states);
+    tokens.rows = others;
+    const Matrix<double> stream = copy_of(model.forward(ctx, tokens, states, nullptr));
+    REQUIRE(stream.rows() == 2);
+    for (Index j = 0; j < 8; ++j) CHECK((stream(0, j) == whole(3, j) && stream(1, j) == whole(22, j)));
+    for (const Index wrong : {Index{-100000000}, Index{23}, Index{100000000}}) {
+      const std::vector<Index> far{wrong};
+      tokens.rows = far;
+      CHECK(contains(message_of<calm::ShapeError>([&] { model.forward(ctx, tokens, all, nullptr); }), "row 0"));
+      CHECK(contains(message_of<calm::ShapeError>([&] { model.prepare(ctx, tokens, states); }), "row 0"));
+    }
+  }
 }
 
 TEST_CASE("so they have in a composition whose anchor or augment is one") {

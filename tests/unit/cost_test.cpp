@@ -123,24 +123,30 @@ TEST_CASE("prefill, decoding and training of a composed model cost what the size
     const auto augment = make_model(width, 3, true, 2);
     for (const calm::BridgeOptions& options :
          {calm::BridgeOptions{}, calm::preset::paper(), {.gate = calm::Gate::tanh, .rotary = true, .rank = 3}}) {
-      Composed model(anchor, {augment}, {{0, 0, 1}, {0, 1, 3}}, options);
-      randomise(model, 3);
-      const calm::CompositionCost cost{.anchor = calm::cost_of(*anchor),
-                                       .augments = {{calm::cost_of(*augment)}},
-                                       .links = model.links(),
-                                       .options = options};
-      check_inference(model, cost);
+      for (const calm::Links& links :
+           {calm::Links{{0, 0, 1}, {0, 1, 3}}, {{0, 1, 3}}, {{0, 0, 3}, {0, 1, 3}}, {{0, 1, 0}}}) {
+        Composed model(anchor, {augment}, links, options);
+        randomise(model, 3);
+        const calm::CompositionCost cost{.anchor = calm::cost_of(*anchor),
+                                         .augments = {{calm::cost_of(*augment)}},
+                                         .links = model.links(),
+                                         .options = options};
+        check_inference(model, cost);
 
-      Ctx ctx(1);
-      calm::Gradients<float> grads(model);
-      calm::PackedBatch batch;
-      const auto ids = random_tokens(21, 41, 1);
-      batch.add({{ids.begin(), ids.begin() + 11}, {ids.begin() + 11, ids.end()}});
-      calm::KeptStates<Composed> states;
-      Composed::Tape tape;
-      const Counted step{ctx};
-      calm::batch_loss(ctx, model, batch, states, &tape, 1.0, grads);
-      step.check(cost.train(20, 0.5), 20);
+        for (const Index scored : {1, 10, 20}) {
+          Ctx ctx(1);
+          calm::Gradients<float> grads(model);
+          calm::PackedBatch batch;
+          const auto ids = random_tokens(21, 41, 1);
+          const std::ptrdiff_t prompt = 21 - scored;
+          batch.add({{ids.begin(), ids.begin() + prompt}, {ids.begin() + prompt, ids.end()}});
+          calm::KeptStates<Composed> states;
+          Composed::Tape tape;
+          const Counted step{ctx};
+          calm::batch_loss(ctx, model, batch, states, &tape, 1.0, grads);
+          step.check(cost.train(20, static_cast<double>(scored) / 20), 20);
+        }
+      }
     }
   }
 }

@@ -390,4 +390,11 @@ TEST_CASE("the gate's gradients are those of finite differences") {
   INFO(calm::to_string(result));
   CHECK(result.checked == calm::count_parameters(gate));
   CHECK(result.worst_error < 1e-6);
+  // The trainer asks for the rows that predict alone.
+  const calm::PackedBatch packed(
+      std::vector<calm::Example>{{{1, 2, 3}, {4, 5}}, {{2}, {6, 0, 1}, {true, false, true}}});
+  const double before = calm::mean_loss(ctx, gate, std::span(&packed, 1));
+  calm::Trainer trainer(ctx, gate, calm::CosineSchedule{.peak = 1e-2, .steps = 20});
+  for (int step = 0; step < 20; ++step) trainer.step(packed);
+  CHECK(calm::mean_loss(ctx, gate, std::span(&packed, 1)) < before);
 }

@@ -540,6 +540,25 @@ TEST_CASE("a run ends with the weights of the best validation loss, also over a 
   }
 }
 
+TEST_CASE("a validation loss that is not finite stops the run, and a best checkpoint of another run is not taken") {
+  const PackedDataset data(random_examples(20, 1), 24, 3), held_out(random_examples(5, 2), 30, 1);
+  const Folder folder;
+  run(data, {.folder = folder.path, .validate_every = 3}, &held_out);
+  const std::string best = read(folder.path / "best.safetensors"), last = read(folder.path / "last.safetensors");
+  Cpu ctx(1);
+  Composed model = make_model();
+  Trainer trainer(ctx, model, schedule_of_nine);
+  calm::DatasetBatches<Composed> batches(data, 1, 0);
+  const auto message = message_of<calm::NumericError>([&] {
+    calm::run_training<Composed, Cpu>(trainer, std::ref(batches), {.folder = folder.path, .validate_every = 4},
+                                      [] { return std::nan(""); });
+  });
+  CHECK(contains(message, "validation loss after step 4 is nan"));
+  CHECK(trainer.step_count() == 4);
+  CHECK(read(folder.path / "best.safetensors") == best);
+  CHECK(read(folder.path / "last.safetensors") == last);
+}
+
 TEST_CASE("a checkpoint of a run with other options is refused, with both named") {
   const PackedDataset data(random_examples(20, 1), 24, 3);
   const Folder folder;

@@ -307,6 +307,16 @@ TEST_CASE("offsets and slots that do not fit the tokens are refused") {
   CHECK(contains(ask({1, 1}), "row 1 is 1"));
   CHECK(contains(ask({2}, slot), "all tokens"));
   CHECK(ask({0, 2}).empty());
+  const calm::Transformer<calm::zoo::Gpt2> with_positions(tiny_spec(), TestWeights{4});
+  const std::vector<Index> far = {0, 300000000};
+  CHECK(contains(message_of<calm::ShapeError>([&] {
+                   with_positions.forward(ctx, {ids, far, {}, {}}, {}, nullptr);
+                 }),
+                 "number of tokens, 3"));
+  auto session = model.make_session(ctx, 2, 5);
+  CHECK(contains(message_of<calm::ShapeError>([&] { session.clear(7); }), "slot 7 of a session with 2"));
+  CHECK(contains(message_of<calm::ShapeError>([&] { session.length(-1); }), "slot -1"));
+  CHECK(contains(message_of<calm::ShapeError>([&] { model.make_session(ctx, -1, 5); }), "-1"));
 }
 
 TEST_CASE("sizes that make no model are refused by name") {

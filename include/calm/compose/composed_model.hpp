@@ -110,6 +110,7 @@ class ComposedModel {
   View embed(auto& ctx, const TokenBatch& batch) const { return anchor_->embed(ctx, batch); }
 
   void prepare_augments(auto& ctx, const TokenBatch& batch, States& states) const {
+    batch.check();
     anchor_->prepare_augments(ctx, batch, states.anchor);
     if (states.tapped.empty()) states.tapped = links_.empty_taps();
     states.aligned.resize(augments_.size());
@@ -132,14 +133,17 @@ class ComposedModel {
   void prepare(auto& ctx, const TokenBatch& batch, States& states) const {
     prepare_augments(ctx, batch, states);
     const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
-    View x = embed(ctx, batch);
-    anchor_->run(ctx, batch, states.anchor, x, 0, lowest_write() + 1, nullptr, NullObserver{});
+    TokenBatch all = batch;  // states serve whatever rows a pass asks for
+    all.rows = {};
+    View x = embed(ctx, all);
+    anchor_->run(ctx, all, states.anchor, x, 0, lowest_write() + 1, nullptr, NullObserver{});
     ctx.backend.scale(ConstView(x), 1, states.lower.resize(x.rows, x.cols));
   }
 
   template <class Observer>
   void run(auto& ctx, const TokenBatch& batch, const States& states, View& x, Index first, Index last, Tape* tape,
            Observer&& observer) const {
+    batch.check();
     anchor_->run(ctx, batch, states.anchor, x, first, last, tape ? &tape->anchor : nullptr,
                  LinkWriter<Observer>{links_, states, links_.plans(ctx, batch, states, tape), tape, observer});
   }
@@ -152,12 +156,13 @@ class ComposedModel {
   }
 
   View forward(auto& ctx, const TokenBatch& batch, const States& states, Tape* tape) const {
-    const Index count = lowest_write() + 1 == spec().blocks ? batch.final_rows() : batch.tokens();
-    const View lower = ctx.arena.template matrix<Scalar>(count, spec().width);
-    require<ShapeError>(states.lower.view().rows == count, "forward: the states were prepared for ",
-                        states.lower.view().rows, " tokens, the batch has ", count);
-    ctx.backend.scale(states.lower.view(), 1, lower);
-    View x = lower;
+    batch.check();
+    require<ShapeError>(states.lower.view().rows == batch.tokens(), "forward: the states were prepared for ",
+                        states.lower.view().rows, " tokens, the batch has ", batch.tokens());
+    const bool narrows = lowest_write() + 1 == spec().blocks && !batch.rows.empty();
+    View x = ctx.arena.template matrix<Scalar>(narrows ? batch.final_rows() : batch.tokens(), spec().width);
+    if (narrows) ctx.backend.gather_rows(states.lower.view(), batch.rows, x);
+    else ctx.backend.scale(states.lower.view(), 1, x);
     NullObserver nothing;
     LinkWriter<NullObserver> writer{links_, states, links_.plans(ctx, batch, states, tape), tape, nothing};
     writer.after_block(ctx, lowest_write(), x);

@@ -148,9 +148,10 @@ struct CompositionCost {
     const double rest = (1 - scored) * n;  // tokens of a sequence that only give the last block keys and values
     const auto kv_weights =
         2 * static_cast<double>(anchor.spec.width * anchor.spec.heads.kv_heads * anchor.spec.heads.width);
-    total.product_flops -= (lowest < last ? 4 : 2) * (1 - scored) * (anchor.weights(last, last + 1) - kv_weights);
+    const double passes = lowest < last ? 1 : 0;  // that go through the last block after the states were prepared
+    total.product_flops -= passes * 4 * (1 - scored) * (anchor.weights(last, last + 1) - kv_weights);
     total.attention_flops -=
-        (lowest < last ? 3.5 : 1) * cost::flops_a_key(anchor.spec) * cost::visible_before(anchor.spec, last, rest) / n;
+        passes * 3.5 * cost::flops_a_key(anchor.spec) * cost::visible_before(anchor.spec, last, rest) / n;
     for (std::size_t a = 0; a < augments.size(); ++a) total += augment_pass(a, tokens, tokens, packed);
     for (const Link& link : links) {
       const LinkCost sizes = sizes_of(link);

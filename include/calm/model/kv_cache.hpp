@@ -11,10 +11,10 @@ template <class Scalar>
 class KvCache {
  public:
   /// Room for `slots` sequences of at most `capacity` tokens in `layers` attentions of `width` values a token.
-  KvCache(Index layers, Index slots, Index capacity, Index width)
-      : lengths_(static_cast<std::size_t>(slots), 0), capacity_(capacity), width_(width) {
+  KvCache(Index layers, Index slots, Index capacity, Index width) : capacity_(capacity), width_(width) {
     require<ShapeError>(slots > 0 && capacity > 0, "KvCache: needs at least one slot and one token, found ", slots,
                         " and ", capacity);
+    lengths_.assign(static_cast<std::size_t>(slots), 0);
     // Not set before it is written: rows that no token reaches never take a page of memory.
     const auto room = [&] {
       return std::make_unique_for_overwrite<Scalar[]>(static_cast<std::size_t>(slots * capacity * width));
@@ -32,23 +32,27 @@ class KvCache {
 
   Index slots() const { return static_cast<Index>(lengths_.size()); }
   Index capacity() const { return capacity_; }
-  Index length(Index slot) const { return lengths_.at(static_cast<std::size_t>(slot)); }
-  void clear(Index slot) { lengths_.at(static_cast<std::size_t>(slot)) = 0; }
+  Index length(Index slot) const { return lengths_[checked(slot)]; }
+  void clear(Index slot) { lengths_[checked(slot)] = 0; }
   std::size_t bytes() const {
     return 2 * keys_.size() * static_cast<std::size_t>(slots() * capacity_ * width_) * sizeof(Scalar);
   }
 
   /// Throws unless `count` more tokens fit into the slot.
   void check_room(Index slot, Index count) const {
-    require<ShapeError>(slot >= 0 && slot < slots(), "slot ", slot, " of a session with ", slots(), " slots");
     require<ContextLimitError>(length(slot) + count <= capacity_, "slot ", slot, " holds ", length(slot),
                                " tokens and ", count, " more were given, but the session was made for ", capacity_,
                                "; make it larger or stop earlier");
   }
 
-  void advance(Index slot, Index count) { lengths_.at(static_cast<std::size_t>(slot)) += count; }
+  void advance(Index slot, Index count) { lengths_[checked(slot)] += count; }
 
  private:
+  std::size_t checked(Index slot) const {
+    require<ShapeError>(slot >= 0 && slot < slots(), "slot ", slot, " of a session with ", slots(), " slots");
+    return static_cast<std::size_t>(slot);
+  }
+
   std::vector<std::unique_ptr<Scalar[]>> keys_, values_;
   std::vector<Index> lengths_;
   Index capacity_, width_;

@@ -90,6 +90,7 @@ class Transformer {
 
   /// The stream before block 0; `past` tokens of each sequence lie before those of the batch.
   View embed(auto& ctx, const TokenBatch& batch, std::span<const Index> past = {}) const {
+    batch.check();
     const View x = ctx.arena.template matrix<Scalar>(batch.tokens(), spec_.width);
     embedding_.forward(ctx, batch.ids, x);
     if constexpr (Architecture::scaled_embedding) ctx.backend.scale(ConstView(x), embedding_scale(), x);

@@ -110,7 +110,8 @@ struct StepReport {
 
 /// Runs the schedule's steps: batches(step) gives the TrainingBatches of a step counted from 0, validate() the
 /// validation loss (may be empty), report(StepReport) is called after each step. With validation the model ends with
-/// the weights of the best loss. A NumericError leaves the last good checkpoint in place.
+/// the weights of the best loss. A NumericError, also for a validation loss that is not finite, leaves the last good
+/// checkpoint in place.
 template <class Model, class Ctx>
 void run_training(Trainer<Model, Ctx>& trainer, const std::function<std::vector<TrainingBatch<Model>>(Index)>& batches,
                   const RunOptions& options, const std::function<double()>& validate = {},
@@ -133,6 +134,8 @@ void run_training(Trainer<Model, Ctx>& trainer, const std::function<std::vector<
     const auto due = [&](Index every) { return end || (every > 0 && done.step % every == 0); };
     if (validate && due(options.validate_every)) {
       done.validation_loss = validate();
+      require<NumericError>(std::isfinite(done.validation_loss), "the validation loss after step ", done.step, " is ",
+                            done.validation_loss);
       if (done.validation_loss < best_loss) {
         best_loss = done.validation_loss;
         best_weights.clear();
@@ -147,7 +150,7 @@ void run_training(Trainer<Model, Ctx>& trainer, const std::function<std::vector<
   if (!best_weights.empty()) {
     std::size_t i = 0;
     for_each_parameter(trainer.model(), [&](const std::string&, auto& p) { p.value = best_weights[i++]; });
-  } else if (keeps && std::filesystem::exists(best)) {
+  } else if (keeps && std::isfinite(best_loss)) {  // this run's own, from before it was killed
     load_parameters(trainer.model(), SafetensorsFile(best));
   }
 }

@@ -69,6 +69,8 @@ ScoredRows<Model> score_rows(auto& ctx, const Model& model, const PackedBatch& b
   kept.filled = true;
   ScoredRows<Model> scored;
   scored.rows = model.forward(ctx, tokens, kept.states, tape);
+  require<ShapeError>(scored.rows.rows == tokens.final_rows(), "the model's forward() gave ", scored.rows.rows,
+                      " rows where the batch asks for ", tokens.final_rows(), " (TokenBatch::rows)");
   scored.logits = ctx.arena.template matrix<Scalar>(scored.rows.rows, model.spec().vocabulary);
   model.head(ctx, ConstView(scored.rows), scored.logits, scored.head);
   return scored;
