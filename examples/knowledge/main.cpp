@@ -100,17 +100,33 @@ Specialist without_model(const Options& o, const Anchor& anchor, const fs::path&
   return {nullptr, std::make_shared<const calm::Tokenizer>(calm::open_tokenizer(folder)), true};
 }
 
+constexpr std::size_t bytes_to_keep = std::size_t{2} << 30;
+
 /// Goes through the same batches several times: what lies below the lowest link, three quarters of the forward work, is
 /// computed the first time alone.
 template <class Model>
-TrainingCost train_on(Ctx& ctx, Model& model, const std::string& name, std::span<const calm::Example> examples,
-                      const BridgePlan& plan, double learning_rate) {
-  const calm::PackedDataset data(examples, plan.batch_tokens, plan.seed);
-  calm::DatasetBatches<Model> batches(data, 1, std::size_t{2} << 30);
+TrainingCost train_over(Ctx& ctx, Model& model, const std::string& name, const calm::PackedDataset& data,
+                        calm::DatasetBatches<Model>& batches, const BridgePlan& plan, double learning_rate) {
   const Index steps = plan.epochs * data.size();
   return examples::train<Model>(ctx, model, name,
                                 {.peak = learning_rate, .warmup = std::min<Index>(20, steps / 5), .steps = steps}, {},
                                 std::ref(batches));
+}
+
+template <class Model>
+TrainingCost train_on(Ctx& ctx, Model& model, const std::string& name, std::span<const calm::Example> examples,
+                      const BridgePlan& plan, double learning_rate) {
+  const calm::PackedDataset data(examples, plan.batch_tokens, plan.seed);
+  calm::DatasetBatches<Model> batches(data, 1, bytes_to_keep);
+  return train_over(ctx, model, name, data, batches, plan, learning_rate);
+}
+
+/// Makes what was kept for another augment over the same anchor serve this one: the anchor's part stays.
+void read_anew(Ctx& ctx, const Composed& model, calm::DatasetBatches<Composed>& batches) {
+  batches.for_each_kept([&](const calm::PackedBatch& batch, calm::KeptStates<Composed>& kept) {
+    ctx.arena.reset();
+    model.prepare_augments(ctx, batch.tokens(), kept.states);
+  });
 }
 
 std::vector<calm::Example> with_own_words(const Anchor& anchor, std::span<const TextExample> questions,
@@ -253,9 +269,33 @@ void run_experiment(const Options& o) {
   const auto examples = with_own_words(anchor, bridge_questions(directory, o.variants, o.seed), own);
   const BridgePlan bridges = bridge_plan(o);
   Composed model = compose(anchor, specialist, bridges);
-  cost = train_on(ctx, model, "bridges", examples, bridges, bridges.learning_rate);
-  save_bridges(o, model, anchor, specialist);
-  add("Composed", model, false, cost);
+  {
+    const calm::PackedDataset data(examples, bridges.batch_tokens, bridges.seed);
+    calm::DatasetBatches<Composed> batches(data, 1, bytes_to_keep);
+    cost = train_over(ctx, model, "bridges", data, batches, bridges, bridges.learning_rate);
+    save_bridges(o, model, anchor, specialist);
+    add("Composed", model, false, cost);
+    const auto control = [&](const std::string& name, const BasePointer& augment) {
+      Specialist other = specialist;
+      other.model = augment;
+      Composed composed = compose(anchor, other, bridges);
+      read_anew(ctx, composed, batches);
+      cost = train_over(ctx, composed, name, data, batches, bridges, bridges.learning_rate);
+      add("Composed with " + name, composed, false, cost);
+    };
+    control("a random augment",
+            std::make_shared<const Base>(fresh.spec, [&](const std::string& name, Index rows_, Index cols) {
+              return name == embedding_name ? fresh.weights(name, rows_, cols)
+                                            : calm::RandomWeights{o.seed + 77}(name, rows_, cols);
+            }));
+    if (o.full) {
+      const Directory elsewhere = directory.with_other_values(o.seed + 1);
+      const Surroundings around_other(elsewhere, words);
+      control("a specialist of another directory",
+              taught("specialist of another directory", fresh,
+                     curriculum_of(elsewhere, around_other, specialist.tokenizer), plan, cost));
+    }
+  }
   add("Anchor", *anchor.model, false, {});
   add("Anchor, the fact looked up and put into the prompt", *anchor.model, true, {});
 
@@ -296,26 +336,6 @@ void run_experiment(const Options& o) {
     forget_peak();
   }
 
-  {
-    Specialist random = specialist;
-    random.model = std::make_shared<const Base>(fresh.spec, [&](const std::string& name, Index rows_, Index cols) {
-      return name == embedding_name ? fresh.weights(name, rows_, cols)
-                                    : calm::RandomWeights{o.seed + 77}(name, rows_, cols);
-    });
-    Composed with_random = compose(anchor, random, bridges);
-    cost = train_on(ctx, with_random, "random augment", examples, bridges, bridges.learning_rate);
-    add("Composed with a random augment", with_random, false, cost);
-  }
-  if (o.full) {
-    const Directory elsewhere = directory.with_other_values(o.seed + 1);
-    const Surroundings around_other(elsewhere, words);
-    Specialist other = specialist;
-    other.model = taught("specialist of another directory", fresh,
-                         curriculum_of(elsewhere, around_other, specialist.tokenizer), plan, cost);
-    Composed with_other = compose(anchor, other, bridges);
-    cost = train_on(ctx, with_other, "another directory", examples, bridges, bridges.learning_rate);
-    add("Composed with a specialist of another directory", with_other, false, cost);
-  }
   if (o.full || o.tuned) {
     Directory all = directory;
     all.seen = all.size();

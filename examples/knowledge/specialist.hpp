@@ -27,7 +27,7 @@ using TrainedBase = calm::Transformer<calm::zoo::Llama, calm::Trainable>;
 
 struct SpecialistPlan {
   Index width = 128, blocks = 4, heads = 4, hidden = 512;
-  Index epochs = 40, batch = 64;  // lessons a step
+  Index epochs = 60, batch = 64;  // lessons a step
   double growing = 0.4;           // the part of the lessons in which the facts become more
   double learning_rate = 3e-3, embedding_deviation = 0.15;
   std::uint64_t seed = 1;
@@ -123,7 +123,7 @@ inline calm::Example fact_lesson(const Directory& directory, const Surroundings&
     static constexpr std::array forms{"{a} of {n}:", "{a} {n}:", "{n} {a}:"};
     return example_of(tokenizer, {fill(any_of(forms, random), e.name, name_of(a)), " " + value});
   }
-  if (a == Attribute::code && random.below(4) == 0)
+  if (a == Attribute::code && random.below(2) == 0)
     return form_lesson(tokenizer, e, directory.training_strangers(), random);
   TextExample text{around.before(random) + around.framed(around.question(e.name, a, random), random), " " + value};
   const Index form = random.below(8);

@@ -28,14 +28,14 @@ using TrainingBatch = calm::TrainingBatch<Composed>;
 
 constexpr Index vocabulary = 17;
 
-Composed make_model(const calm::BridgeOptions& options = {}) {
+Composed make_model(const calm::BridgeOptions& options = {}, std::uint64_t augment_seed = 2) {
   const calm::ModelSpec anchor{
       .vocabulary = vocabulary, .width = 16, .hidden = 24, .blocks = 2, .heads = {2, 1, 8}, .context = 64};
   const calm::ModelSpec augment{
       .vocabulary = vocabulary, .width = 12, .hidden = 16, .blocks = 2, .heads = {2, 2, 6}, .context = 64};
   Composed model(std::make_shared<const Llama>(anchor, TestWeights{1, calm::DType::f32}),
-                 {std::make_shared<const Llama>(augment, TestWeights{2, calm::DType::f32})}, {{0, 0, 0}, {0, 1, 1}},
-                 options);
+                 {std::make_shared<const Llama>(augment, TestWeights{augment_seed, calm::DType::f32})},
+                 {{0, 0, 0}, {0, 1, 1}}, options);
   randomise(model, 9);
   return model;
 }
@@ -446,6 +446,33 @@ TEST_CASE("states that are kept over epochs give the same bits as states compute
     const Ending kept = run(data, {}, nullptr, -1, keep_bytes);
     CHECK(same_bits(kept.weights, anew.weights));
     CHECK(kept.losses == anew.losses);
+  }
+}
+
+TEST_CASE("states that were kept for one augment serve another over the same anchor once it has read the batches") {
+  const std::vector<Example> examples = random_examples(90, 1);
+  for (const Index batch_tokens : {24, 5000}) {  // batches that are their only piece, and one of several
+    const PackedDataset data(examples, batch_tokens, 3);
+    CHECK((data[0].pieces().size() > 1) == (batch_tokens == 5000));
+    Cpu ctx(1);
+    calm::DatasetBatches<Composed> batches(data, 1, 1 << 30);
+    const auto train = [&](Composed& model, calm::DatasetBatches<Composed>& from) {
+      Trainer trainer(ctx, model, schedule_of_nine);
+      for (Index step = 0; step < 9; ++step) trainer.step(std::span<const TrainingBatch>(from(step)));
+      return weights_in(model);
+    };
+    Composed first = make_model(), second = make_model({}, 3), anew = make_model({}, 3);
+    train(first, batches);
+    Index kept = 0;
+    batches.for_each_kept([&](const calm::PackedBatch& batch, calm::KeptStates<Composed>& states) {
+      CHECK(states.states.lower.view().rows == batch.tokens().tokens());
+      ctx.arena.reset();
+      second.prepare_augments(ctx, batch.tokens(), states.states);
+      ++kept;
+    });
+    CHECK(kept >= std::min<Index>(9, data.size()));
+    calm::DatasetBatches<Composed> none(data, 1, 0);
+    CHECK(same_bits(train(second, batches), train(anew, none)));
   }
 }
 

@@ -177,6 +177,18 @@ class DatasetBatches {
     return batches;
   }
 
+  /// Calls fn(batch, states) for all states that are kept now: those of batches, or of their pieces.
+  template <class Fn>
+  void for_each_kept(const Fn& fn) {
+    for (std::size_t n = 0; n < kept_.size(); ++n) {
+      if (!kept_[n]) continue;
+      const PackedBatch& batch = dataset_[static_cast<Index>(n)];
+      if (kept_[n]->filled) fn(batch, *kept_[n]);
+      for (std::size_t i = 0; i < kept_[n]->pieces.size(); ++i)
+        if (kept_[n]->pieces[i].filled) fn(batch.pieces()[i], kept_[n]->pieces[i]);
+    }
+  }
+
   /// Bytes of the states that are kept now.
   std::size_t kept_bytes() const {
     std::size_t total = 0;
