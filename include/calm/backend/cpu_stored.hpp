@@ -16,7 +16,8 @@ namespace cpu {
 template <class Stored>
 inline constexpr bool has_columns = !std::is_same_v<Stored, double>;
 
-/// Calls use(k, values) for all k of a whole panel of rows, and asks for the memory of the panel behind it.
+/// Calls use(k, values) for all k of a whole panel of rows, and asks for the memory of the panel behind it: into the
+/// second cache, which waits for more lines at a time than the first and which a panel fits into.
 template <class Columns>
 [[gnu::always_inline]] inline void for_each_column(const std::byte* rows, Index row_bytes, Index depth,
                                                    const auto& use) {
@@ -24,7 +25,7 @@ template <class Columns>
   const std::byte* next = rows + panel_rows * row_bytes;
   Index k = 0;
   for (; k + Columns::depth <= depth; k += Columns::depth, rows += Columns::bytes) {
-    for (Index i = 0; i < panel_rows * Columns::bytes; i += cache_line) __builtin_prefetch(next + i);
+    for (Index i = 0; i < panel_rows * Columns::bytes; i += cache_line) __builtin_prefetch(next + i, 0, 2);
     next += panel_rows * Columns::bytes;
     Columns::decode(rows, row_bytes, [&](int j, const PanelFloats& values) { use(k + j, values); });
   }
