@@ -11,10 +11,5 @@ echo "Building (build/demo)"
 cmake -S "$root" --preset demo >/dev/null
 cmake --build "$root/build/demo" --target key_value_arithmetic -j "${CALM_JOBS:-$(nproc)}"
 
-out=(--out "$root/results/key_value")
-for argument in "$@"; do
-  case $argument in
-    --out | --out=*) out=() ;;
-  esac
-done
-exec "$root/build/demo/bin/key_value_arithmetic" --models "$root/examples/key_value_arithmetic/models" "${out[@]}" "$@"
+exec "$root/build/demo/bin/key_value_arithmetic" --models "$root/examples/key_value_arithmetic/models" \
+  --out "$root/results/key_value" "$@"

@@ -22,10 +22,4 @@ cmake -S "$root" --preset demo >/dev/null
 cmake --build "$root/build/demo" --target knowledge calm_cli -j "${CALM_JOBS:-$(nproc)}"
 
 if [[ $fetch -eq 1 ]]; then set -- --anchor "$model" "$@"; fi
-out=(--out "$root/results/knowledge")
-for argument in "$@"; do
-  case $argument in
-    --out | --out=*) out=() ;;
-  esac
-done
-exec "$root/build/demo/bin/knowledge" "${out[@]}" "$@"
+exec "$root/build/demo/bin/knowledge" --out "$root/results/knowledge" "$@"

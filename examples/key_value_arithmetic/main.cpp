@@ -31,7 +31,8 @@ Options parse_arguments(int argc, char** argv) {
       "  key_value_arithmetic --direct          answers without steps\n"};
   app.add_option("--models", o.models, "folder with the two base models")->capture_default_str();
   app.add_option("--out", o.out, "folder for the table, the picture, the models and the adapter")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->take_last();  // demo.sh gives its own before the user's
   app.add_flag("--from-scratch", o.from_scratch,
                "train the base models instead of reading them, and compare them with --models");
   app.add_flag("--full", o.full, "all rows, three seeds");

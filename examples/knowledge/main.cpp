@@ -39,7 +39,9 @@ Options parse_arguments(int argc, char** argv) {
       "  knowledge --facts facts.jsonl          facts of your own: {\"prompt\": ..., \"completion\": ...} a line\n"};
   app.add_option("--anchor", o.anchor, "a Llama: folder or .gguf file; see examples/fetch_models.sh")
       ->capture_default_str();
-  app.add_option("--out", o.out, "folder for the specialist, the adapter and the table")->capture_default_str();
+  app.add_option("--out", o.out, "folder for the specialist, the adapter and the table")
+      ->capture_default_str()
+      ->take_last();  // knowledge.sh gives its own before the user's
   app.add_option("--names", o.names, "folder of iso-codes")->capture_default_str();
   app.add_option("--facts", o.facts, "learn these facts instead of the directory, and write specialist and adapter");
   app.add_option("--tokenizer", o.tokenizer, "of the specialist: the anchor's, or bytes")

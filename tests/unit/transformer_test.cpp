@@ -313,6 +313,11 @@ TEST_CASE("offsets and slots that do not fit the tokens are refused") {
                    with_positions.forward(ctx, {ids, far, {}, {}}, {}, nullptr);
                  }),
                  "number of tokens, 3"));
+  calm::Transformer<calm::zoo::Gpt2>::Tape tape;
+  CHECK(contains(message_of<calm::ShapeError>([&] {
+                   with_positions.forward(ctx, {ids, far, {}, {}}, {}, &tape);
+                 }),
+                 "number of tokens, 3"));
   auto session = model.make_session(ctx, 2, 5);
   CHECK(contains(message_of<calm::ShapeError>([&] { session.clear(7); }), "slot 7 of a session with 2"));
   CHECK(contains(message_of<calm::ShapeError>([&] { session.length(-1); }), "slot -1"));

@@ -143,7 +143,6 @@ class ComposedModel {
   template <class Observer>
   void run(auto& ctx, const TokenBatch& batch, const States& states, View& x, Index first, Index last, Tape* tape,
            Observer&& observer) const {
-    batch.check();
     anchor_->run(ctx, batch, states.anchor, x, first, last, tape ? &tape->anchor : nullptr,
                  LinkWriter<Observer>{links_, states, links_.plans(ctx, batch, states, tape), tape, observer});
   }
@@ -156,15 +155,14 @@ class ComposedModel {
   }
 
   View forward(auto& ctx, const TokenBatch& batch, const States& states, Tape* tape) const {
-    batch.check();
     require<ShapeError>(states.lower.view().rows == batch.tokens(), "forward: the states were prepared for ",
                         states.lower.view().rows, " tokens, the batch has ", batch.tokens());
+    NullObserver nothing;
+    LinkWriter<NullObserver> writer{links_, states, links_.plans(ctx, batch, states, tape), tape, nothing};
     const bool narrows = lowest_write() + 1 == spec().blocks && !batch.rows.empty();
     View x = ctx.arena.template matrix<Scalar>(narrows ? batch.final_rows() : batch.tokens(), spec().width);
     if (narrows) ctx.backend.gather_rows(states.lower.view(), batch.rows, x);
     else ctx.backend.scale(states.lower.view(), 1, x);
-    NullObserver nothing;
-    LinkWriter<NullObserver> writer{links_, states, links_.plans(ctx, batch, states, tape), tape, nothing};
     writer.after_block(ctx, lowest_write(), x);
     anchor_->run(ctx, batch, states.anchor, x, lowest_write() + 1, spec().blocks, tape ? &tape->anchor : nullptr,
                  writer);

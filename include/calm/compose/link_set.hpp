@@ -116,6 +116,7 @@ class LinkSet {
 
   /// Plans for a pass without caches; the tape keeps them.
   Plans plans(auto& ctx, const TokenBatch& batch, const AugmentStates<Scalar>& states, LinkTape<Scalar>* tape) const {
+    batch.check();
     const auto all = ctx.arena.template vector<BridgePlan<Scalar>>(static_cast<Index>(augments_));
     const bool narrows = !batch.rows.empty() && !at_block_.back().empty();
     const auto last = narrows ? ctx.arena.template vector<BridgePlan<Scalar>>(static_cast<Index>(augments_)) : all;

@@ -146,12 +146,12 @@ struct CompositionCost {
     const Index last = anchor.spec.blocks - 1;
     const auto n = static_cast<double>(tokens);
     const double rest = (1 - scored) * n;  // tokens of a sequence that only give the last block keys and values
-    const auto kv_weights =
-        2 * static_cast<double>(anchor.spec.width * anchor.spec.heads.kv_heads * anchor.spec.heads.width);
-    const double passes = lowest < last ? 1 : 0;  // that go through the last block after the states were prepared
-    total.product_flops -= passes * 4 * (1 - scored) * (anchor.weights(last, last + 1) - kv_weights);
-    total.attention_flops -=
-        passes * 3.5 * cost::flops_a_key(anchor.spec) * cost::visible_before(anchor.spec, last, rest) / n;
+    if (lowest < last) {                   // the last block runs after the states were prepared, forward and backward
+      const HeadShape& heads = anchor.spec.heads;
+      const auto kv_weights = 2 * static_cast<double>(anchor.spec.width * heads.kv_heads * heads.width);
+      total.product_flops -= 4 * (1 - scored) * (anchor.weights(last, last + 1) - kv_weights);
+      total.attention_flops -= 3.5 * cost::flops_a_key(anchor.spec) * cost::visible_before(anchor.spec, last, rest) / n;
+    }
     for (std::size_t a = 0; a < augments.size(); ++a) total += augment_pass(a, tokens, tokens, packed);
     for (const Link& link : links) {
       const LinkCost sizes = sizes_of(link);

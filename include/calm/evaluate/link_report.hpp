@@ -20,13 +20,12 @@ std::vector<LinkReport> report_links(auto& ctx, const ComposedModel<Models...>& 
   using Scalar = typename Model::Scalar;
   require<ConfigError>(!batch.empty(), "report_links: no token is scored");
   const auto scored = static_cast<double>(batch.rows().size());
-  KeptStates<Model> kept, all;  // of the scored tokens, and of all
+  KeptStates<Model> kept;
   typename Model::Tape tape;
   std::vector<LinkReport> reports;
   const double loss = batch_loss(ctx, model, batch, kept, nullptr, 1.0) / scored;
   ctx.arena.reset();
-  model.prepare(ctx, batch.tokens(), all.states);
-  model.forward(ctx, batch.tokens(), all.states, &tape);
+  model.forward(ctx, batch.tokens(), kept.states, &tape);  // of all tokens, not of the scored ones alone
   const auto squares = [&](MatrixView<const Scalar> m) {
     double sum = 0;
     ctx.backend.sum_of_squares(std::span<const Scalar>(flat(m)), &sum);

@@ -90,7 +90,6 @@ class Transformer {
 
   /// The stream before block 0; `past` tokens of each sequence lie before those of the batch.
   View embed(auto& ctx, const TokenBatch& batch, std::span<const Index> past = {}) const {
-    batch.check();
     const View x = ctx.arena.template matrix<Scalar>(batch.tokens(), spec_.width);
     embedding_.forward(ctx, batch.ids, x);
     if constexpr (Architecture::scaled_embedding) ctx.backend.scale(ConstView(x), embedding_scale(), x);
@@ -119,11 +118,11 @@ class Transformer {
       const auto& block = blocks_[static_cast<std::size_t>(i)];
       const AttentionPlan<Scalar>& plan = plan_of(plans, i);
       if (tape) {
-        const View y = ctx.arena.template matrix<Scalar>(plan.rows_of(x.rows), x.cols);
+        const View y = ctx.arena.template matrix<Scalar>(plan.final_rows(), x.cols);
         block.forward(ctx, plan, x, y, tape->blocks[static_cast<std::size_t>(i)]);
         x = y;
       } else {
-        other = other.middle_rows(0, plan.rows_of(x.rows));
+        other = other.middle_rows(0, plan.final_rows());
         const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
         typename Block::Cache cache;
         block.forward(ctx, plan, x, other, cache);
@@ -253,6 +252,7 @@ class Transformer {
 
   /// As ids of the table of learned positions.
   static std::span<const TokenId> positions_of(auto& ctx, const TokenBatch& batch, std::span<const Index> past) {
+    batch.check();
     const auto positions = ctx.arena.template vector<TokenId>(batch.tokens());
     for (Index s = 0; s < batch.sequences(); ++s) {
       const auto i = static_cast<std::size_t>(s);

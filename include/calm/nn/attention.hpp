@@ -51,16 +51,24 @@ struct AttentionPlan {
 
   const Queries<Scalar>& queries() const { return rows.empty() ? tokens : chosen; }
   /// Rows of what the block gives.
-  Index rows_of(Index all) const { return rows.empty() ? all : static_cast<Index>(rows.size()); }
+  Index final_rows() const { return static_cast<Index>(queries().visible.size()); }
 };
 
 /// The rows of x that a plan's block goes on with; x itself where these are all.
 template <class Scalar>
 MatrixView<const Scalar> going_on(auto& ctx, const AttentionPlan<Scalar>& plan, MatrixView<const Scalar> x) {
   if (plan.rows.empty()) return x;
-  const auto some = ctx.arena.template matrix<Scalar>(plan.rows_of(x.rows), x.cols);
+  const auto some = ctx.arena.template matrix<Scalar>(plan.final_rows(), x.cols);
   ctx.backend.gather_rows(x, plan.rows, some);
   return some;
+}
+
+/// Its gradient where some go on: overwrites dx, zero for the other rows.
+template <class Scalar>
+void going_on_backward(auto& ctx, const AttentionPlan<Scalar>& plan, MatrixView<const Scalar> dsome,
+                       MatrixView<Scalar> dx) {
+  ctx.backend.set_zero(dx);
+  ctx.backend.scatter_rows(dsome, plan.rows, dx);
 }
 
 /// Keys and values that one attention keeps for each slot: [slots, capacity, kv width].
@@ -246,8 +254,7 @@ class SelfAttention {
     } else {
       const auto dasking = ctx.arena.template matrix<Scalar>(dq.rows, x.cols);
       q_.backward(ctx, cache.asking, ConstView(dq), dasking, Assign{}, grads...);
-      ctx.backend.set_zero(dx);
-      ctx.backend.scatter_rows(ConstView(dasking), plan.rows, dx);
+      going_on_backward(ctx, plan, ConstView(dasking), dx);
     }
     k_.backward(ctx, x, ConstView(dk), dx, Accumulate{}, grads...);
     v_.backward(ctx, x, ConstView(dv), dx, Accumulate{}, grads...);

@@ -89,10 +89,7 @@ class TransformerBlock {
         ctx, before_mlp_, after_mlp_, cache.mlp_norms, dy, d,
         [&](ConstView in, ConstView dout, View din) { mlp_.backward(ctx, in, dout, din, cache.mlp, grads...); },
         grads...);
-    if (!plan.rows.empty()) {
-      ctx.backend.set_zero(dx);
-      ctx.backend.scatter_rows(ConstView(d), plan.rows, dx);
-    }
+    if (!plan.rows.empty()) going_on_backward(ctx, plan, ConstView(d), dx);
     branch_backward(
         ctx, before_attention_, after_attention_, cache.attention_norms, dy, dx,
         [&](ConstView in, ConstView dout, View din) {
