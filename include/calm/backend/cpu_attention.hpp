@@ -1,9 +1,10 @@
 // Attention of CpuBackend, over ragged sequences with a visible range for each query.
 //
-// A task is one sequence and one key-value head (forward also one tile of queries); scores exist for one tile of
-// queries at a time, and only where a group of neighbouring queries sees them. The gradient computes them again from
-// log_sum_exp, as FlashAttention does (Dao et al., 2022). Ranges of keys are widened to whole steps that are counted
-// from the first key of the sequence: the order of every sum follows from the position and the range of its query.
+// The lanes of a vector are queries: a group of `chunk` neighbouring queries of one head meets the keys that some of
+// them see, key after key, so that largest scores and sums need nothing across lanes. Scores exist for one group at a
+// time; the gradient computes them again from log_sum_exp, as FlashAttention does (Dao et al., 2022). A few queries
+// alone, as in decoding, take keys as lanes instead. Either way each element is the same sum in the same order: that
+// of the sequence's keys, or of 16 partial sums over every sixteenth key.
 #pragma once
 
 #include <calm/backend/cpu_product.hpp>
@@ -14,29 +15,13 @@
 
 namespace calm::inline CALM_ABI::cpu {
 
-inline constexpr Index query_tile = 64;  // queries whose scores exist at a time
-inline constexpr Index query_group = 8;  // queries that are multiplied with the same keys
+inline constexpr Index query_tile = 64;  // queries of a task
+inline constexpr Index few_queries = 4;  // so many would leave most lanes of a group empty
 inline constexpr Index key_step = chunk;
 
 template <class S>
 void set_zero(MatrixView<S> m) {
   for (Index i = 0; i < m.rows; ++i) std::fill_n(m.row(i), m.cols, S{});
-}
-
-inline VisibleRange in_whole_steps(VisibleRange range) {
-  return {range.begin / key_step * key_step, ceil_divide(range.end, key_step) * key_step};
-}
-
-/// The smallest range that holds what all of these queries see.
-inline VisibleRange hull(std::span<const VisibleRange> visible, Index first, Index count) {
-  VisibleRange range{std::numeric_limits<Index>::max(), 0};
-  for (Index t = first; t < first + count; ++t) {
-    const VisibleRange& v = visible[static_cast<std::size_t>(t)];
-    if (v.begin >= v.end) continue;
-    range.begin = std::min(range.begin, v.begin);
-    range.end = std::max(range.end, v.end);
-  }
-  return range.end == 0 ? VisibleRange{} : range;
 }
 
 /// `m` with rows of whole vectors: a copy filled up with zeros, unless its width allows to read it in place.
@@ -57,39 +42,23 @@ void product_whole(Index depth, Strided<S> a, MatrixView<const S> b, MatrixView<
                      add);
 }
 
-/// Columns of scores over so many keys: whole steps and whole panels.
+/// Queries [offset, offset + count) of a sequence and head, with the keys that some of them see: views into the packed
+/// batch.
 template <class S>
-Index score_columns(Index keys) {
-  constexpr Index whole = std::max(key_step, panel_columns<S>);
-  return ceil_divide(keys, whole) * whole;
-}
-
-/// Rows of keys or values as the panels of product_abt, filled up with zeros.
-template <class S>
-const S* transposed(Arena<HostMemory>& arena, MatrixView<const S> m) {
-  const Index panels = panels_of<S>(score_columns<S>(m.rows));
-  S* packed = arena.allocate<S>(panels * panel_columns<S> * m.cols);
-  pack_transposed(m, 0, panels, packed);
-  return packed;
-}
-
-/// A tile of queries of one head with what they see: views into the packed batch. Columns of the scores are keys,
-/// counted from the first whole step that is seen.
-template <class S>
-struct AttentionTile {
-  std::span<const VisibleRange> visible;  // of this tile's queries
+struct AttentionPart {
+  std::span<const VisibleRange> visible;  // of these queries
   Index first, count;                     // queries
   VisibleRange range;                     // keys; begins at a whole step
   MatrixView<const S> q;                  // [count, width]
   MatrixView<const S> k;                  // [keys, width]
   MatrixView<const S> v;
 
-  AttentionTile(MatrixView<const S> queries, const AttentionSequence<S>& sequence, std::span<const VisibleRange> ranges,
-                HeadShape heads, Index head, Index offset)
-      : first(sequence.first_query + offset), count(std::min(query_tile, sequence.queries - offset)) {
+  AttentionPart(MatrixView<const S> queries, const AttentionSequence<S>& sequence, std::span<const VisibleRange> ranges,
+                HeadShape heads, Index head, Index offset, Index most)
+      : first(sequence.first_query + offset), count(std::min(most, sequence.queries - offset)) {
     visible = ranges.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count));
-    range = hull(visible, 0, count);
-    range.begin = in_whole_steps(range).begin;
+    range = hull(visible);
+    range.begin = range.begin / key_step * key_step;
     q = queries.middle_rows(first, count).middle_cols(head * heads.width, heads.width);
     const Index column = head / (heads.query_heads / heads.kv_heads) * heads.width;
     const Index keys = range.end - range.begin;
@@ -97,39 +66,135 @@ struct AttentionTile {
     v = {sequence.values + range.begin * sequence.stride + column, keys, heads.width, sequence.stride};
   }
 
-  Index groups() const { return ceil_divide(count, query_group); }
-  Index group_size(Index group) const { return std::min(query_group, count - group * query_group); }
-
-  /// Columns that some query of the group sees; the begin is a whole step.
-  VisibleRange group_columns(Index group) const {
-    return columns(hull(visible, group * query_group, group_size(group)));
-  }
-  /// Columns that query i sees.
-  VisibleRange query_columns(Index i) const {
-    const VisibleRange& seen = visible[static_cast<std::size_t>(i)];
-    return seen.begin < seen.end ? VisibleRange{seen.begin - range.begin, seen.end - range.begin} : VisibleRange{};
+  /// Keys that query i sees, counted from the first row of k.
+  VisibleRange seen(Index i) const {
+    const VisibleRange& keys = visible[static_cast<std::size_t>(i)];
+    return keys.begin < keys.end ? VisibleRange{keys.begin - range.begin, keys.end - range.begin} : VisibleRange{};
   }
 
-  /// Room for the scores of the tile.
-  MatrixView<S> scores(Arena<HostMemory>& arena) const { return arena.matrix<S>(count, score_columns<S>(k.rows)); }
-
-  /// a b^T for a group's rows of a [count, width], over the columns that the group sees.
-  void products(Index group, VisibleRange columns, MatrixView<const S> a, const S* packed, MatrixView<S> c) const {
-    const Index row = group * query_group, end = in_whole_steps(columns).end;
-    for (Index p = columns.begin / panel_columns<S>; p * panel_columns<S> < end; ++p) {
-      const Index column = p * panel_columns<S>;
-      panel_product<S>(
-          group_size(group), a.cols, {a.row(row), a.stride, 1}, packed + column * a.cols, panel_columns<S>,
-          c.middle_rows(row, group_size(group)).middle_cols(column, std::min(panel_columns<S>, end - column)), false);
-    }
+  /// This head's columns of the queries' rows of a matrix like q.
+  template <class T>
+  MatrixView<T> rows_of(MatrixView<T> m, HeadShape heads, Index head) const {
+    return m.middle_rows(first, count).middle_cols(head * heads.width, heads.width);
   }
 
  private:
-  VisibleRange columns(VisibleRange seen) const {
-    if (seen.begin >= seen.end) return {};
-    return {seen.begin / key_step * key_step - range.begin, seen.end - range.begin};
+  /// The smallest range that holds what all queries see.
+  static VisibleRange hull(std::span<const VisibleRange> visible) {
+    VisibleRange all{std::numeric_limits<Index>::max(), 0};
+    for (const VisibleRange& v : visible) {
+      if (v.begin >= v.end) continue;
+      all.begin = std::min(all.begin, v.begin);
+      all.end = std::max(all.end, v.end);
+    }
+    return all.end == 0 ? VisibleRange{} : all;
   }
 };
+
+/// The ranges of a group of queries, one a lane; lanes without a query see nothing.
+template <class S>
+struct LaneRanges {
+  Chunk<S> begin{S{}}, end{S{}};
+
+  explicit LaneRanges(const AttentionPart<S>& part) {
+    for (Index i = 0; i < part.count; ++i) {
+      begin.lanes[i] = static_cast<S>(part.seen(i).begin);
+      end.lanes[i] = static_cast<S>(part.seen(i).end);
+    }
+  }
+
+  /// `values` where a query sees the key, `otherwise` elsewhere.
+  [[gnu::always_inline]] Chunk<S> inside(Index key, Chunk<S> values, const Chunk<S>& otherwise) const {
+    const auto at = Chunk<S>(static_cast<S>(key)).lanes;
+    values.lanes = at >= begin.lanes ? values.lanes : otherwise.lanes;
+    values.lanes = at < end.lanes ? values.lanes : otherwise.lanes;
+    return values;
+  }
+  /// `values` where a query sees any key.
+  Chunk<S> where_any(Chunk<S> values, const Chunk<S>& otherwise) const {
+    values.lanes = begin.lanes < end.lanes ? values.lanes : otherwise.lanes;
+    return values;
+  }
+};
+
+/// Sums over keys: partial sums over every sixteenth key, then their halves added up.
+template <class S>
+class KeySums {
+ public:
+  KeySums() { std::fill_n(partial_, chunk, Chunk<S>(S{})); }
+  [[gnu::always_inline]] void add(Index key, const Chunk<S>& values) {
+    partial_[key % chunk] = partial_[key % chunk] + values;
+  }
+  Chunk<S> total() {
+    for (Index width = chunk / 2; width > 0; width /= 2)
+      for (Index i = 0; i < width; ++i) partial_[i] = partial_[i] + partial_[i + width];
+    return partial_[0];
+  }
+
+ private:
+  Chunk<S> partial_[chunk];
+};
+
+/// Rows of at most `chunk` queries, one a lane: [width, chunk], filled up with zeros.
+template <class S>
+MatrixView<const S> as_lanes(Arena<HostMemory>& arena, MatrixView<const S> rows) {
+  const auto lanes = arena.matrix<S>(rows.cols, chunk);
+  constexpr Index block = 4;
+  for (Index i = 0; i < chunk; i += block) {
+    Index k = 0;
+    if (i + block <= rows.rows)
+      for (; k + block <= rows.cols; k += block) transpose_four(rows.row(i) + k, rows.stride, lanes.row(k) + i, chunk);
+    for (; k < rows.cols; ++k)
+      for (Index n = i; n < i + block; ++n) lanes(k, n) = n < rows.rows ? rows(n, k) : S{};
+  }
+  return lanes;
+}
+
+/// Products of keys (or values) with a group's rows: [keys, chunk].
+template <class S>
+void key_products(Arena<HostMemory>& arena, MatrixView<const S> keys, MatrixView<const S> rows, MatrixView<S> scores) {
+  const Arena<HostMemory>::Mark mark(arena);
+  product_whole<S>(keys.cols, {keys.data, keys.stride, 1}, as_lanes(arena, rows), scores, false);
+}
+
+/// Divides the rows of y by each query's sum, and writes log_sum_exp: infinity where a query sees nothing.
+template <class S>
+void finish(const AttentionPart<S>& part, const Chunk<S>& shift, const Chunk<S>& total, MatrixView<S> y,
+            MatrixView<S> log_sum_exp) {
+  const Chunk<S> log_sum = shift + log(total), inverse = S{1} / total;
+  for (Index i = 0; i < part.count; ++i) {
+    const VisibleRange seen = part.seen(i);
+    log_sum_exp(i, 0) = seen.begin < seen.end ? log_sum[i] : std::numeric_limits<S>::infinity();
+    for (Index j = 0; j < y.cols; ++j) y(i, j) *= inverse[i];
+  }
+}
+
+/// Attention of a group of queries. Writes their rows of y, and log_sum_exp.
+template <class S>
+void attend_group(Arena<HostMemory>& arena, const AttentionPart<S>& part, MatrixView<S> y, MatrixView<S> log_sum_exp) {
+  const Arena<HostMemory>::Mark mark(arena);
+  const S factor = S{1} / std::sqrt(static_cast<S>(part.q.cols));
+  const auto scores = arena.matrix<S>(part.k.rows, chunk);
+  key_products(arena, part.k, part.q, scores);
+  const LaneRanges<S> ranges(part);
+  constexpr Index chains = 4;
+  const Chunk<S> nothing(-std::numeric_limits<S>::infinity()), zero(S{});
+  Chunk<S> largest[chains];
+  std::fill_n(largest, chains, nothing);
+  for (Index key = 0; key < scores.rows; key += chains)
+    for (Index i = key; i < std::min(key + chains, scores.rows); ++i)
+      largest[i - key] = max(largest[i - key], ranges.inside(i, Chunk<S>(scores.row(i)), nothing));
+  const Chunk<S> shift = ranges.where_any(max(max(largest[0], largest[1]), max(largest[2], largest[3])), zero) * factor;
+  KeySums<S> sums;
+  for (Index key = 0; key < scores.rows; ++key) {
+    const Chunk<S> e = ranges.inside(key, exp(Chunk<S>(scores.row(key)) * factor - shift), zero);
+    e.store(scores.row(key));
+    sums.add(key, e);
+  }
+  const Chunk<S> total = ranges.where_any(sums.total(), Chunk<S>(S{1}));
+  product_whole<S>(scores.rows, {scores.data, 1, chunk}, whole_vectors(arena, part.v), y, false);
+  finish(part, shift, total, y, log_sum_exp);
+}
 
 /// Columns [column, column + key_step) of a row, with `otherwise` where they are not in `range`.
 template <class S>
@@ -142,6 +207,44 @@ template <class S>
   return step;
 }
 
+/// The same for at most `few_queries`, one after the other.
+template <class S>
+void attend_few(Arena<HostMemory>& arena, const AttentionPart<S>& part, MatrixView<S> y, MatrixView<S> log_sum_exp) {
+  const Arena<HostMemory>::Mark mark(arena);
+  const S factor = S{1} / std::sqrt(static_cast<S>(part.q.cols));
+  constexpr Index whole = std::max(key_step, panel_columns<S>);
+  const Index keys = ceil_divide(part.k.rows, key_step) * key_step, columns = ceil_divide(keys, whole) * whole;
+  const auto scores = arena.matrix<S>(part.count, columns);
+  S* const packed = arena.allocate<S>(columns * part.k.cols);
+  pack_transposed(part.k, 0, columns / panel_columns<S>, packed);
+  for (Index j = 0; j < keys; j += panel_columns<S>)
+    panel_product<S>(part.count, part.q.cols, {part.q.data, part.q.stride, 1}, packed + j * part.q.cols,
+                     panel_columns<S>, scores.middle_cols(j, std::min(panel_columns<S>, keys - j)), false);
+  static_assert(few_queries <= chunk);
+  S shift[chunk] = {}, total[chunk];  // of each query
+  std::fill_n(total, chunk, S{1});
+  for (Index i = 0; i < part.count; ++i) {  // a query's scores become exp(score - largest), 0 where it sees nothing
+    const VisibleRange seen = part.seen(i);
+    S* const row = scores.row(i);
+    if (seen.begin >= seen.end) {
+      std::fill_n(row, keys, S{});
+      continue;
+    }
+    constexpr S nothing = -std::numeric_limits<S>::infinity();
+    Chunk<S> largest(nothing), sums(S{});
+    for (Index j = 0; j < keys; j += key_step) largest = max(largest, inside(Chunk<S>(row + j), j, seen, nothing));
+    shift[i] = largest.largest() * factor;
+    for (Index j = 0; j < keys; j += key_step) {
+      const Chunk<S> e = inside(exp(Chunk<S>(row + j) * factor - shift[i]), j, seen, S{});
+      e.store(row + j);
+      sums = sums + e;
+    }
+    total[i] = sums.sum();
+  }
+  product_whole<S>(part.k.rows, {scores.data, scores.stride, 1}, whole_vectors(arena, part.v), y, false);
+  finish(part, Chunk<S>(shift), Chunk<S>(total), y, log_sum_exp);
+}
+
 template <class S>
 void attention(ThreadPool& pool, Scratch& scratch, MatrixView<const S> q,
                std::span<const AttentionSequence<S>> sequences, std::span<const VisibleRange> visible, HeadShape heads,
@@ -149,54 +252,16 @@ void attention(ThreadPool& pool, Scratch& scratch, MatrixView<const S> q,
   Index longest = 0;
   for (const auto& sequence : sequences) longest = std::max(longest, sequence.queries);
   const Index tiles = ceil_divide(longest, query_tile), count = static_cast<Index>(sequences.size());
-  const S factor = S{1} / std::sqrt(static_cast<S>(heads.width));
   pool.for_each_tile(count * tiles * heads.query_heads, [&](Index task, int thread) {
     const auto& sequence = sequences[static_cast<std::size_t>(task / (tiles * heads.query_heads))];
-    const Index head = task / tiles % heads.query_heads, offset = task % tiles * query_tile;
-    if (offset >= sequence.queries) return;
-    const AttentionTile<S> tile(q, sequence, visible, heads, head, offset);
+    const Index head = task / tiles % heads.query_heads, begin = task % tiles * query_tile;
     auto& arena = scratch[static_cast<std::size_t>(thread)];
     arena.reset();
-    const S* keys = transposed(arena, tile.k);
-    const auto values = whole_vectors(arena, tile.v);
-    const auto scores = tile.scores(arena);
-    for (Index group = 0; group < tile.groups(); ++group) {
-      const VisibleRange seen = tile.group_columns(group);
-      tile.products(group, seen, tile.q, keys, scores);
-      const Index row = group * query_group, rows = tile.group_size(group);
-      static_assert(query_group <= chunk);
-      S shift[chunk] = {}, total[chunk];  // of each query
-      std::fill_n(total, chunk, S{1});
-      for (Index i = 0; i < rows; ++i) {  // the scores of a query become exp(score - largest), 0 where it sees nothing
-        const VisibleRange query = tile.query_columns(row + i);
-        if (query.begin >= query.end) {
-          std::fill(scores.row(row + i) + seen.begin, scores.row(row + i) + seen.end, S{});
-          continue;
-        }
-        constexpr S nothing = -std::numeric_limits<S>::infinity();
-        Chunk<S> largest(nothing), sums(S{});
-        S* const scored = scores.row(row + i);
-        for (Index j = seen.begin; j < seen.end; j += key_step)
-          largest = max(largest, inside(Chunk<S>(scored + j), j, query, nothing));
-        shift[i] = largest.largest() * factor;
-        for (Index j = seen.begin; j < seen.end; j += key_step) {
-          const Chunk<S> e = inside(exp(Chunk<S>(scored + j) * factor - shift[i]), j, query, S{});
-          e.store(scored + j);
-          sums = sums + e;
-        }
-        total[i] = sums.sum();
-      }
-      const Chunk<S> log_sum = Chunk<S>(shift) + log(Chunk<S>(total)), inverse = S{1} / Chunk<S>(total);
-      for (Index i = 0; i < rows; ++i) {
-        const VisibleRange query = tile.query_columns(row + i);
-        log_sum_exp(tile.first + row + i, head) =
-            query.begin < query.end ? log_sum[i] : std::numeric_limits<S>::infinity();
-      }
-      const auto target = y.middle_rows(tile.first + row, rows).middle_cols(head * heads.width, heads.width);
-      product_whole<S>(seen.end - seen.begin, {scores.row(row) + seen.begin, scores.cols, 1},
-                       {values.row(seen.begin), values.rows, values.cols, values.stride}, target, false);
-      for (Index i = 0; i < rows; ++i)
-        for (Index j = 0; j < heads.width; ++j) target(i, j) *= inverse[i];
+    for (Index offset = begin; offset < std::min(begin + query_tile, sequence.queries); offset += chunk) {
+      const AttentionPart<S> part(q, sequence, visible, heads, head, offset, chunk);
+      const auto attend = part.count <= few_queries ? attend_few<S> : attend_group<S>;
+      attend(arena, part, part.rows_of(y, heads, head),
+             log_sum_exp.middle_rows(part.first, part.count).middle_cols(head, 1));
     }
   });
 }
@@ -217,61 +282,33 @@ void attention_backward(ThreadPool& pool, Scratch& scratch, MatrixView<const S> 
     set_zero(dv);
     auto& arena = scratch[static_cast<std::size_t>(thread)];
     for (Index head = kv_head * group_heads; head < (kv_head + 1) * group_heads; ++head) {
-      for (Index offset = 0; offset < sequence.queries; offset += query_tile) {
-        const AttentionTile<S> tile(q, sequence, visible, heads, head, offset);
-        const auto part = [&](auto m) {
-          return m.middle_rows(tile.first, tile.count).middle_cols(head * heads.width, heads.width);
-        };
-        const auto dy_part = part(dy);
-        const auto dq_part = part(dq);
+      for (Index offset = 0; offset < sequence.queries; offset += chunk) {
         arena.reset();
-        const S* keys = transposed(arena, tile.k);
-        const S* values = transposed(arena, tile.v);
-        const auto keys_whole = whole_vectors(arena, tile.k);
-        const auto p = tile.scores(arena), dp = tile.scores(arena);
-        VisibleRange columns[query_tile / query_group];
-        for (Index group = 0; group < tile.groups(); ++group) {
-          const VisibleRange seen = columns[group] = tile.group_columns(group);
-          tile.products(group, seen, tile.q, keys, p);
-          tile.products(group, seen, dy_part, values, dp);
-          const Index row = group * query_group, rows = tile.group_size(group);
-          for (Index i = row; i < row + rows; ++i) {
-            const VisibleRange query = tile.query_columns(i);
-            const S shift = query.begin < query.end ? log_sum_exp(tile.first + i, head) : S{};
-            Chunk<S> along(S{});
-            for (Index j = seen.begin; j < seen.end; j += key_step) {
-              const Chunk<S> e = inside(exp(Chunk<S>(p.row(i) + j) * factor - shift), j, query, S{});
-              e.store(p.row(i) + j);
-              along = along + e * Chunk<S>(dp.row(i) + j);
-            }
-            const S delta = along.sum();
-            for (Index j = seen.begin; j < seen.end; j += key_step)
-              (Chunk<S>(p.row(i) + j) * (Chunk<S>(dp.row(i) + j) - delta) * factor).store(dp.row(i) + j);
-          }
-          product_whole<S>(seen.end - seen.begin, {dp.row(row) + seen.begin, dp.cols, 1},
-                           {keys_whole.row(seen.begin), keys_whole.rows, keys_whole.cols, keys_whole.stride},
-                           dq_part.middle_rows(row, rows), false);
+        const AttentionPart<S> part(q, sequence, visible, heads, head, offset, chunk);
+        const auto dy_part = part.rows_of(dy, heads, head);
+        const Index keys = part.k.rows;
+        const auto p = arena.matrix<S>(keys, chunk), dp = arena.matrix<S>(keys, chunk);  // of scores: [keys, queries]
+        key_products(arena, part.k, part.q, p);
+        key_products(arena, part.v, dy_part, dp);
+        const LaneRanges<S> ranges(part);
+        const Chunk<S> zero(S{});
+        Chunk<S> shift(S{});
+        for (Index i = 0; i < part.count; ++i) shift.lanes[i] = log_sum_exp(part.first + i, head);
+        shift = ranges.where_any(shift, zero);
+        KeySums<S> along;
+        for (Index key = 0; key < keys; ++key) {
+          const Chunk<S> e = ranges.inside(key, exp(Chunk<S>(p.row(key)) * factor - shift), zero);
+          e.store(p.row(key));
+          along.add(key, e * Chunk<S>(dp.row(key)));
         }
-        const auto q_whole = whole_vectors(arena, tile.q), dy_whole = whole_vectors(arena, dy_part);
-        for (Index j = 0; j < tile.k.rows; j += key_step) {  // keys that are seen by neighbouring groups of queries
-          Index begin = 0, end = tile.groups();
-          const auto misses = [&](Index g) { return columns[g].end <= j || columns[g].begin >= j + key_step; };
-          while (begin < end && misses(begin)) ++begin;
-          while (begin < end && misses(end - 1)) --end;
-          const Index row = begin * query_group, depth = std::min(end * query_group, tile.count) - row;
-          if (depth <= 0) continue;
-          for (Index g = begin; g < end; ++g)
-            if (misses(g))
-              for (auto* m : {&p, &dp})
-                for (Index i = 0; i < tile.group_size(g); ++i)
-                  std::fill_n(m->row(g * query_group + i) + j, key_step, S{});
-          const Index count = std::min(key_step, tile.k.rows - j), key = tile.range.begin + j;
-          product_whole<S>(depth, {p.row(row) + j, 1, p.cols},
-                           {dy_whole.row(row), depth, dy_whole.cols, dy_whole.stride}, dv.middle_rows(key, count),
-                           true);
-          product_whole<S>(depth, {dp.row(row) + j, 1, dp.cols},
-                           {q_whole.row(row), depth, q_whole.cols, q_whole.stride}, dk.middle_rows(key, count), true);
-        }
+        const Chunk<S> delta = along.total();
+        for (Index key = 0; key < keys; ++key)
+          (Chunk<S>(p.row(key)) * (Chunk<S>(dp.row(key)) - delta) * factor).store(dp.row(key));
+        product_whole<S>(keys, {dp.data, 1, chunk}, whole_vectors(arena, part.k), part.rows_of(dq, heads, head), false);
+        product_whole<S>(part.count, {p.data, chunk, 1}, whole_vectors(arena, dy_part),
+                         dv.middle_rows(part.range.begin, keys), true);
+        product_whole<S>(part.count, {dp.data, chunk, 1}, whole_vectors(arena, part.q),
+                         dk.middle_rows(part.range.begin, keys), true);
       }
     }
   });

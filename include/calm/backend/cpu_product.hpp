@@ -82,10 +82,11 @@ struct Multiplication {
 
 /// c [Rows, Vectors of a panel] = a b, or added to c; b has `depth` rows, b_stride apart. c may be narrower: `columns`.
 /// In is the type of the operands and as wide as S. `a` by reference: a copy on the stack would be read in wider pieces
-/// than it is written in, for which a processor waits until all earlier writes are done.
-template <Index Rows, Index Vectors, class In, class S>
-void register_tile(Index depth, const Strided<In>& a, const In* b, Index b_stride, S* c, Index c_stride, Index columns,
-                   bool add) {
+/// than it is written in, for which a processor waits until all earlier writes are done. The sums stay in registers:
+/// for that Add is known to the compiler, and it is asked to unroll the loops over them before it places variables.
+template <Index Rows, Index Vectors, bool Add, class In, class S>
+void register_tile(Index depth, const Strided<In>& a, const In* b, Index b_stride, S* c, Index c_stride,
+                   Index columns) {
   using V = Vector<S>;
   constexpr Index lanes = lanes_of<S>;
   constexpr Index width = Vectors * lanes;
@@ -94,22 +95,30 @@ void register_tile(Index depth, const Strided<In>& a, const In* b, Index b_strid
                            // before it is written
   S* const target = whole ? c : buffer;
   const Index stride = whole ? c_stride : width;
-  if (!whole && add)
+  if (Add && !whole)
     for (Index i = 0; i < Rows; ++i)
       std::fill(std::copy_n(c + i * c_stride, columns, buffer + i * width), buffer + (i + 1) * width, S{});
   V sum[Rows][Vectors];
+#pragma GCC unroll 8
   for (Index i = 0; i < Rows; ++i)
+#pragma GCC unroll 2
     for (Index j = 0; j < Vectors; ++j)
-      sum[i][j] = add ? *reinterpret_cast<const V*>(target + i * stride + j * lanes) : V{};
+      if constexpr (Add) sum[i][j] = *reinterpret_cast<const V*>(target + i * stride + j * lanes);
+      else sum[i][j] = V{};
   for (Index k = 0; k < depth; ++k) {
     Vector<In> part[Vectors];
+#pragma GCC unroll 2
     for (Index j = 0; j < Vectors; ++j) part[j] = *reinterpret_cast<const Vector<In>*>(b + k * b_stride + j * lanes);
+#pragma GCC unroll 8
     for (Index i = 0; i < Rows; ++i) {
       const In value = a.data[i * a.row_step + k * a.depth_step];
+#pragma GCC unroll 2
       for (Index j = 0; j < Vectors; ++j) sum[i][j] = Multiplication<In>::add(sum[i][j], value, part[j]);
     }
   }
+#pragma GCC unroll 8
   for (Index i = 0; i < Rows; ++i)
+#pragma GCC unroll 2
     for (Index j = 0; j < Vectors; ++j) *reinterpret_cast<V*>(target + i * stride + j * lanes) = sum[i][j];
   if (!whole)
     for (Index i = 0; i < Rows; ++i) std::copy_n(buffer + i * width, columns, c + i * c_stride);
@@ -119,16 +128,20 @@ void register_tile(Index depth, const Strided<In>& a, const In* b, Index b_strid
 template <class In, class S>
 [[gnu::noinline]] void panel_product(Index rows, Index depth, Strided<In> a, const In* b, Index b_stride,
                                      MatrixView<S> c, bool add) {
-  const auto all = [&]<Index Vectors>(std::integral_constant<Index, Vectors>) {
+  const auto all = [&]<Index Vectors, bool Add>(std::integral_constant<Index, Vectors>, std::bool_constant<Add>) {
     Index i = 0;
-    const auto at = [&](Index row) { return Strided<In>{a.data + row * a.row_step, a.row_step, a.depth_step}; };
-    for (; i + tile_rows <= rows; i += tile_rows)
-      register_tile<tile_rows, Vectors>(depth, at(i), b, b_stride, c.row(i), c.stride, c.cols, add);
-    for (; i + 2 <= rows; i += 2) register_tile<2, Vectors>(depth, at(i), b, b_stride, c.row(i), c.stride, c.cols, add);
-    for (; i < rows; ++i) register_tile<1, Vectors>(depth, at(i), b, b_stride, c.row(i), c.stride, c.cols, add);
+    const auto some = [&]<Index Rows>(std::integral_constant<Index, Rows>) {
+      for (; i + Rows <= rows; i += Rows)
+        register_tile<Rows, Vectors, Add>(depth, Strided<In>{a.data + i * a.row_step, a.row_step, a.depth_step}, b,
+                                          b_stride, c.row(i), c.stride, c.cols);
+    };
+    some(std::integral_constant<Index, tile_rows>{});
+    some(std::integral_constant<Index, 2>{});
+    some(std::integral_constant<Index, 1>{});
   };
-  if (c.cols <= lanes_of<S>) all(std::integral_constant<Index, 1>{});
-  else all(std::integral_constant<Index, 2>{});
+  const auto both = [&](auto vectors) { add ? all(vectors, std::true_type{}) : all(vectors, std::false_type{}); };
+  if (c.cols <= lanes_of<S>) both(std::integral_constant<Index, 1>{});
+  else both(std::integral_constant<Index, 2>{});
 }
 
 /// c = a b for b [depth, columns] with contiguous rows, or added to c. `edge` has room for depth * panel_columns

@@ -124,8 +124,7 @@ class Transformer {
       } else {
         other = other.middle_rows(0, plan.final_rows());
         const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
-        typename Block::Cache cache;
-        block.forward(ctx, plan, x, other, cache);
+        block.forward(ctx, plan, x, other);
         std::swap(x, other);
       }
       observer.after_block(ctx, i, x);

@@ -1,7 +1,8 @@
 // TransformerBlock: what attention and an MLP add to the residual stream, each behind and before the norms that the
 // architecture names (architecture.hpp); one after the other, or both from the same stream.
 //
-// Contract: forward reads x and writes y (another buffer), all rows or those of the plan; backward gives the gradient
+// Contract: forward reads x and writes y (another buffer), all rows or those of the plan, and the cache; without one
+// nothing is kept for a gradient. backward gives the gradient
 // of x for that of y, in place where y has all rows, and adds to grads.
 #pragma once
 
@@ -63,15 +64,18 @@ class TransformerBlock {
         after_mlp_(full_name(name, norms.after_mlp), sizes.width, sizes.norm_epsilon, source) {}
 
   void forward(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, View y, Cache& cache) const {
-    run(ctx, plan, x, y, cache,
-        [&](ConstView in, View out, auto mode) { attention_.forward(ctx, plan, in, out, cache.attention, mode); });
+    attend_and_run(ctx, plan, x, y, cache, true);
+  }
+  void forward(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, View y) const {
+    Cache cache;
+    attend_and_run(ctx, plan, x, y, cache, false);
   }
 
   /// The same for new tokens, whose keys and values are appended to `rows`.
   void forward_cached(auto& ctx, const AttentionPlan<Scalar>& plan, const KvRows<Scalar>& rows, ConstView x,
                       View y) const {
     Cache cache;
-    run(ctx, plan, x, y, cache,
+    run(ctx, plan, x, y, cache, false,
         [&](ConstView in, View out, auto mode) { attention_.forward_cached(ctx, plan, rows, in, out, mode); });
   }
 
@@ -113,15 +117,25 @@ class TransformerBlock {
     return block + "." + std::string(norm);
   }
 
+  void attend_and_run(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, View y, Cache& cache,
+                      bool keeps) const {
+    run(ctx, plan, x, y, cache, keeps,
+        [&](ConstView in, View out, auto mode) { attention_.forward(ctx, plan, in, out, cache.attention, mode); });
+  }
+
   template <class Attend>
-  void run(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, View y, Cache& cache,
+  void run(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, View y, Cache& cache, bool keeps,
            const Attend& attend_to) const {
-    const auto run_mlp = [&](ConstView in, View out, auto mode) { mlp_.forward(ctx, in, out, cache.mlp, mode); };
-    cache.middle = Architecture::parallel ? y : ctx.arena.template matrix<Scalar>(y.rows, y.cols);
+    const auto run_mlp = [&](ConstView in, View out, auto mode) {
+      if (keeps) mlp_.forward(ctx, in, out, cache.mlp, mode);
+      else mlp_.forward(ctx, in, out, mode);
+    };
+    const bool in_place = Architecture::parallel || !keeps;  // the MLP's input need not outlive it
+    cache.middle = in_place ? y : ctx.arena.template matrix<Scalar>(y.rows, y.cols);
     const ConstView stream = going_on(ctx, plan, x);
     ctx.backend.scale(stream, 1, cache.middle);
     branch(ctx, before_attention_, after_attention_, x, cache.middle, cache.attention_norms, attend_to);
-    if constexpr (!Architecture::parallel) ctx.backend.scale(ConstView(cache.middle), 1, y);
+    if (!in_place) ctx.backend.scale(ConstView(cache.middle), 1, y);
     branch(ctx, before_mlp_, after_mlp_, Architecture::parallel ? stream : ConstView(cache.middle), y, cache.mlp_norms,
            run_mlp);
   }
