@@ -189,6 +189,32 @@ TEST_CASE("a Transformer is causal to the bit") {
   }
 }
 
+TEST_CASE("a pass that keeps nothing for a gradient has the bits of one that does, a few rows at a time or all") {
+  const auto check = [](auto architecture, calm::ModelSpec spec) {
+    using Model = calm::Transformer<decltype(architecture), calm::Frozen, float>;
+    CAPTURE(std::string(decltype(architecture)::model_type));
+    for (const Index hidden : {36, 1000}) {  // narrow enough to be cut into rows, and too wide
+      CAPTURE(hidden);
+      spec.hidden = hidden;
+      const Model model(spec, TestWeights{4});
+      Cpu ctx(2);
+      const Batch batch = random_batch({{5, 0}, {70, 0}, {0, 0}, {64, 0}, {12, 0}}, 29, 1);
+      typename Model::Tape tape;
+      ctx.arena.reset();
+      const auto kept = copy_of(model.forward(ctx, batch.view(), {}, &tape));
+      ctx.arena.reset();
+      CHECK(same_bits(copy_of(model.forward(ctx, batch.view(), {}, nullptr)), kept));
+    }
+  };
+  calm::ModelSpec spec = small_spec();
+  check(calm::zoo::Llama{}, spec);
+  check(calm::zoo::Olmo2{}, spec);
+  check(calm::zoo::Gpt2{}, spec);
+  check(calm::zoo::Gemma3{}, spec);
+  spec.rotary_width = 4;
+  check(calm::zoo::GptNeoX{}, spec);
+}
+
 TEST_CASE("a frozen, a trainable and a LoRA model of the same weights give the same logits") {
   const Llama<double> frozen(small_spec(), TestWeights{4});
   const calm::Transformer<calm::zoo::Llama, calm::Trainable, double> trainable(small_spec(), calm::weights_of(frozen));

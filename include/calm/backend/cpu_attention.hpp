@@ -91,6 +91,15 @@ struct AttentionPart {
   }
 };
 
+/// `values` in the lanes whose `at` lies in [begin, end), `otherwise` elsewhere.
+template <class S>
+[[gnu::always_inline]] inline Chunk<S> inside(Chunk<S> values, const Chunk<S>& at, const Chunk<S>& begin,
+                                              const Chunk<S>& end, const Chunk<S>& otherwise) {
+  values.lanes = at.lanes >= begin.lanes ? values.lanes : otherwise.lanes;
+  values.lanes = at.lanes < end.lanes ? values.lanes : otherwise.lanes;
+  return values;
+}
+
 /// The ranges of a group of queries, one a lane; lanes without a query see nothing.
 template <class S>
 struct LaneRanges {
@@ -104,16 +113,12 @@ struct LaneRanges {
   }
 
   /// `values` where a query sees the key, `otherwise` elsewhere.
-  [[gnu::always_inline]] Chunk<S> inside(Index key, Chunk<S> values, const Chunk<S>& otherwise) const {
-    const auto at = Chunk<S>(static_cast<S>(key)).lanes;
-    values.lanes = at >= begin.lanes ? values.lanes : otherwise.lanes;
-    values.lanes = at < end.lanes ? values.lanes : otherwise.lanes;
-    return values;
+  [[gnu::always_inline]] Chunk<S> where_seen(Index key, const Chunk<S>& values, const Chunk<S>& otherwise) const {
+    return inside(values, Chunk<S>(static_cast<S>(key)), begin, end, otherwise);
   }
   /// `values` where a query sees any key.
-  Chunk<S> where_any(Chunk<S> values, const Chunk<S>& otherwise) const {
-    values.lanes = begin.lanes < end.lanes ? values.lanes : otherwise.lanes;
-    return values;
+  Chunk<S> where_any(const Chunk<S>& values, const Chunk<S>& otherwise) const {
+    return inside(values, begin, begin, end, otherwise);
   }
 };
 
@@ -125,36 +130,19 @@ class KeySums {
   [[gnu::always_inline]] void add(Index key, const Chunk<S>& values) {
     partial_[key % chunk] = partial_[key % chunk] + values;
   }
-  Chunk<S> total() {
-    for (Index width = chunk / 2; width > 0; width /= 2)
-      for (Index i = 0; i < width; ++i) partial_[i] = partial_[i] + partial_[i + width];
-    return partial_[0];
-  }
+  Chunk<S> total() { return sum_of_halves(partial_); }
 
  private:
   Chunk<S> partial_[chunk];
 };
 
-/// Rows of at most `chunk` queries, one a lane: [width, chunk], filled up with zeros.
-template <class S>
-MatrixView<const S> as_lanes(Arena<HostMemory>& arena, MatrixView<const S> rows) {
-  const auto lanes = arena.matrix<S>(rows.cols, chunk);
-  constexpr Index block = 4;
-  for (Index i = 0; i < chunk; i += block) {
-    Index k = 0;
-    if (i + block <= rows.rows)
-      for (; k + block <= rows.cols; k += block) transpose_four(rows.row(i) + k, rows.stride, lanes.row(k) + i, chunk);
-    for (; k < rows.cols; ++k)
-      for (Index n = i; n < i + block; ++n) lanes(k, n) = n < rows.rows ? rows(n, k) : S{};
-  }
-  return lanes;
-}
-
-/// Products of keys (or values) with a group's rows: [keys, chunk].
+/// Products of keys (or values) with the rows of a group, one a lane: [keys, chunk].
 template <class S>
 void key_products(Arena<HostMemory>& arena, MatrixView<const S> keys, MatrixView<const S> rows, MatrixView<S> scores) {
   const Arena<HostMemory>::Mark mark(arena);
-  product_whole<S>(keys.cols, {keys.data, keys.stride, 1}, as_lanes(arena, rows), scores, false);
+  const auto lanes = arena.matrix<S>(rows.cols, chunk);
+  transpose_rows<chunk>(rows, 0, lanes.data);
+  product_whole<S>(keys.cols, {keys.data, keys.stride, 1}, lanes, scores, false);
 }
 
 /// Divides the rows of y by each query's sum, and writes log_sum_exp: infinity where a query sees nothing.
@@ -183,28 +171,17 @@ void attend_group(Arena<HostMemory>& arena, const AttentionPart<S>& part, Matrix
   std::fill_n(largest, chains, nothing);
   for (Index key = 0; key < scores.rows; key += chains)
     for (Index i = key; i < std::min(key + chains, scores.rows); ++i)
-      largest[i - key] = max(largest[i - key], ranges.inside(i, Chunk<S>(scores.row(i)), nothing));
+      largest[i - key] = max(largest[i - key], ranges.where_seen(i, Chunk<S>(scores.row(i)), nothing));
   const Chunk<S> shift = ranges.where_any(max(max(largest[0], largest[1]), max(largest[2], largest[3])), zero) * factor;
   KeySums<S> sums;
   for (Index key = 0; key < scores.rows; ++key) {
-    const Chunk<S> e = ranges.inside(key, exp(Chunk<S>(scores.row(key)) * factor - shift), zero);
+    const Chunk<S> e = ranges.where_seen(key, exp(Chunk<S>(scores.row(key)) * factor - shift), zero);
     e.store(scores.row(key));
     sums.add(key, e);
   }
   const Chunk<S> total = ranges.where_any(sums.total(), Chunk<S>(S{1}));
   product_whole<S>(scores.rows, {scores.data, 1, chunk}, whole_vectors(arena, part.v), y, false);
   finish(part, shift, total, y, log_sum_exp);
-}
-
-/// Columns [column, column + key_step) of a row, with `otherwise` where they are not in `range`.
-template <class S>
-[[gnu::always_inline]] inline Chunk<S> inside(Chunk<S> step, Index column, VisibleRange range, S otherwise) {
-  Chunk<S> numbers;
-  for (Index i = 0; i < key_step; ++i) numbers.lanes[i] = static_cast<S>(i);
-  const Chunk<S> outside(otherwise);
-  step.lanes = numbers.lanes >= static_cast<S>(range.begin - column) ? step.lanes : outside.lanes;
-  step.lanes = numbers.lanes < static_cast<S>(range.end - column) ? step.lanes : outside.lanes;
-  return step;
 }
 
 /// The same for at most `few_queries`, one after the other.
@@ -220,6 +197,8 @@ void attend_few(Arena<HostMemory>& arena, const AttentionPart<S>& part, MatrixVi
   for (Index j = 0; j < keys; j += panel_columns<S>)
     panel_product<S>(part.count, part.q.cols, {part.q.data, part.q.stride, 1}, packed + j * part.q.cols,
                      panel_columns<S>, scores.middle_cols(j, std::min(panel_columns<S>, keys - j)), false);
+  Chunk<S> numbers;
+  for (Index i = 0; i < key_step; ++i) numbers.lanes[i] = static_cast<S>(i);
   static_assert(few_queries <= chunk);
   S shift[chunk] = {}, total[chunk];  // of each query
   std::fill_n(total, chunk, S{1});
@@ -230,12 +209,16 @@ void attend_few(Arena<HostMemory>& arena, const AttentionPart<S>& part, MatrixVi
       std::fill_n(row, keys, S{});
       continue;
     }
-    constexpr S nothing = -std::numeric_limits<S>::infinity();
-    Chunk<S> largest(nothing), sums(S{});
-    for (Index j = 0; j < keys; j += key_step) largest = max(largest, inside(Chunk<S>(row + j), j, seen, nothing));
+    const Chunk<S> begin(static_cast<S>(seen.begin)), end(static_cast<S>(seen.end));
+    const Chunk<S> nothing(-std::numeric_limits<S>::infinity()), zero(S{});
+    const auto where_seen = [&](Index j, const Chunk<S>& values, const Chunk<S>& otherwise) {
+      return inside(values, Chunk<S>(static_cast<S>(j)) + numbers, begin, end, otherwise);
+    };
+    Chunk<S> largest = nothing, sums = zero;
+    for (Index j = 0; j < keys; j += key_step) largest = max(largest, where_seen(j, Chunk<S>(row + j), nothing));
     shift[i] = largest.largest() * factor;
     for (Index j = 0; j < keys; j += key_step) {
-      const Chunk<S> e = inside(exp(Chunk<S>(row + j) * factor - shift[i]), j, seen, S{});
+      const Chunk<S> e = where_seen(j, exp(Chunk<S>(row + j) * factor - shift[i]), zero);
       e.store(row + j);
       sums = sums + e;
     }
@@ -297,7 +280,7 @@ void attention_backward(ThreadPool& pool, Scratch& scratch, MatrixView<const S> 
         shift = ranges.where_any(shift, zero);
         KeySums<S> along;
         for (Index key = 0; key < keys; ++key) {
-          const Chunk<S> e = ranges.inside(key, exp(Chunk<S>(p.row(key)) * factor - shift), zero);
+          const Chunk<S> e = ranges.where_seen(key, exp(Chunk<S>(p.row(key)) * factor - shift), zero);
           e.store(p.row(key));
           along.add(key, e * Chunk<S>(dp.row(key)));
         }

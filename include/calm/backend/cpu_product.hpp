@@ -182,21 +182,25 @@ void transpose_four(const S* source, Index from, S* target, Index to) {
   write(3, __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7));
 }
 
+/// panel [in, Width] = rows [first, first + Width) of w [out, in], transposed; rows that w lacks are zeros.
+template <Index Width, class S>
+void transpose_rows(MatrixView<const S> w, Index first, S* panel) {
+  constexpr Index block = 4;
+  for (Index j = 0; j < Width; j += block) {
+    const Index row = first + j;
+    Index k = 0;
+    if (row + block <= w.rows)
+      for (; k + block <= w.cols; k += block) transpose_four(w.row(row) + k, w.stride, panel + k * Width + j, Width);
+    for (; k < w.cols; ++k)
+      for (Index i = 0; i < block; ++i) panel[k * Width + j + i] = row + i < w.rows ? w(row + i, k) : S{};
+  }
+}
+
 /// w [out, in] as panels of w^T: panel p holds columns [p * width, ...) as [in, width], filled up with zeros.
 template <class S>
 void pack_transposed(MatrixView<const S> w, Index first_panel, Index panels, S* target) {
-  constexpr Index width = panel_columns<S>, block = 4;
-  for (Index p = first_panel; p < first_panel + panels; ++p) {
-    S* panel = target + (p - first_panel) * width * w.cols;
-    for (Index j = 0; j < width; j += block) {
-      const Index row = p * width + j;
-      Index k = 0;
-      if (row + block <= w.rows)
-        for (; k + block <= w.cols; k += block) transpose_four(w.row(row) + k, w.stride, panel + k * width + j, width);
-      for (; k < w.cols; ++k)
-        for (Index i = 0; i < block; ++i) panel[k * width + j + i] = row + i < w.rows ? w(row + i, k) : S{};
-    }
-  }
+  constexpr Index width = panel_columns<S>;
+  for (Index p = 0; p < panels; ++p) transpose_rows<width>(w, (first_panel + p) * width, target + p * width * w.cols);
 }
 
 template <class S>

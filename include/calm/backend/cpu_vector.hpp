@@ -12,6 +12,14 @@ namespace calm::inline CALM_ABI::cpu {
 
 inline constexpr Index chunk = 16;  // whole vectors of any machine
 
+/// The sum of `chunk` values, which it uses up: halves are added to halves.
+template <class T>
+T sum_of_halves(T* values) {
+  for (Index width = chunk / 2; width > 0; width /= 2)
+    for (Index i = 0; i < width; ++i) values[i] = values[i] + values[i + width];
+  return values[0];
+}
+
 /// `chunk` values, computed lane by lane. The compiler makes vectors of them; the functions are Eigen's.
 template <class S>
 class Chunk {
@@ -26,12 +34,11 @@ class Chunk {
   void store(S* target) const { *reinterpret_cast<Lanes*>(target) = lanes; }
   S operator[](Index i) const { return lanes[i]; }
 
-  /// Halves are added to halves, on every machine.
+  /// In the same order on every machine.
   S sum() const {
-    Chunk halves = *this;
-    for (Index width = chunk / 2; width > 0; width /= 2)
-      for (Index i = 0; i < width; ++i) halves.lanes[i] += halves.lanes[i + width];
-    return halves.lanes[0];
+    S values[chunk];
+    store(values);
+    return sum_of_halves(values);
   }
   S largest() const { return array(*this).maxCoeff(); }
 
@@ -109,15 +116,12 @@ void for_chunks(Index count, Fn&& fn) {
 template <class Term>
 auto sum(Index count, Term term) {
   using S = decltype(term(Index{0}));
-  constexpr Index lanes = 16;
-  S partial[lanes] = {};
+  S partial[chunk] = {};
   Index j = 0;
-  for (; j + lanes <= count; j += lanes)
-    for (Index i = 0; i < lanes; ++i) partial[i] += term(j + i);
+  for (; j + chunk <= count; j += chunk)
+    for (Index i = 0; i < chunk; ++i) partial[i] += term(j + i);
   for (Index i = 0; j < count; ++i, ++j) partial[i] += term(j);
-  for (Index width = lanes / 2; width > 0; width /= 2)
-    for (Index i = 0; i < width; ++i) partial[i] += partial[i + width];
-  return partial[0];
+  return sum_of_halves(partial);
 }
 
 template <class S>

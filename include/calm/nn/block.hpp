@@ -2,13 +2,16 @@
 // architecture names (architecture.hpp); one after the other, or both from the same stream.
 //
 // Contract: forward reads x and writes y (another buffer), all rows or those of the plan, and the cache; without one
-// nothing is kept for a gradient. backward gives the gradient
-// of x for that of y, in place where y has all rows, and adds to grads.
+// nothing is kept for a gradient. backward gives the gradient of x for that of y, in place where y has all rows, and
+// adds to grads.
 #pragma once
 
 #include <calm/nn/attention.hpp>
 #include <calm/nn/mlp.hpp>
 #include <calm/nn/norm.hpp>
+
+#include <algorithm>
+#include <type_traits>
 
 namespace calm::inline CALM_ABI {
 
@@ -127,8 +130,13 @@ class TransformerBlock {
   void run(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, View y, Cache& cache, bool keeps,
            const Attend& attend_to) const {
     const auto run_mlp = [&](ConstView in, View out, auto mode) {
-      if (keeps) mlp_.forward(ctx, in, out, cache.mlp, mode);
-      else mlp_.forward(ctx, in, out, mode);
+      if (keeps) return mlp_.forward(ctx, in, out, cache.mlp, mode);
+      const Index step = rows_at_a_time(in.rows);
+      for (Index t = 0; t < in.rows; t += step) {
+        const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
+        const Index count = std::min(step, in.rows - t);
+        mlp_.forward(ctx, in.middle_rows(t, count), out.middle_rows(t, count), cache.mlp, mode);
+      }
     };
     const bool in_place = Architecture::parallel || !keeps;  // the MLP's input need not outlive it
     cache.middle = in_place ? y : ctx.arena.template matrix<Scalar>(y.rows, y.cols);
@@ -138,6 +146,13 @@ class TransformerBlock {
     if (!in_place) ctx.backend.scale(ConstView(cache.middle), 1, y);
     branch(ctx, before_mlp_, after_mlp_, Architecture::parallel ? stream : ConstView(cache.middle), y, cache.mlp_norms,
            run_mlp);
+  }
+
+  /// Rows that the MLP takes at a time where nothing is kept: some, if what it makes of them stays in a core's second
+  /// cache beside the weights; else all.
+  Index rows_at_a_time(Index rows) const {
+    constexpr Index some = 64, near = 384 * 1024 / static_cast<Index>(sizeof(Scalar));
+    return some * mlp_.cached_values() <= near ? some : rows;
   }
 
   /// total += after(module(before(input)))

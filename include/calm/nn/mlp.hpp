@@ -1,29 +1,13 @@
 // GatedMlp: y += W_down (Activation(x W_gate^T) * (x W_up^T)) (Shazeer, "GLU Variants", arXiv 2002.05202), and Mlp, the
 // same without a gate.
 //
-// Contract: forward adds to y (or assigns) and writes the cache; without a cache nothing is kept, and a narrow MLP
-// takes some rows at a time, whose hidden values stay near. backward overwrites dx and adds to grads.
+// Contract: forward adds to y (or assigns) and writes the cache; backward overwrites dx and adds to grads.
 #pragma once
 
 #include <calm/nn/activation.hpp>
 #include <calm/nn/linear.hpp>
 
-#include <algorithm>
-#include <type_traits>
-
 namespace calm::inline CALM_ABI {
-
-/// Calls fn(first, count) for pieces of `rows`, each with room for `values` of a row: as many as stay in a core's
-/// second cache beside the weights; all at a time where these would be few.
-template <class Scalar, class Fn>
-void for_row_pieces(auto& ctx, Index rows, Index values, Fn&& fn) {
-  constexpr Index near = 384 * 1024, few = 64;
-  const Index fitting = near / (values * static_cast<Index>(sizeof(Scalar))), step = fitting < few ? rows : few;
-  for (Index t = 0; t < rows; t += step) {
-    const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
-    fn(t, std::min(step, rows - t));
-  }
-}
 
 template <class Activation, class Weights, class Scalar>
 class GatedMlp {
@@ -49,13 +33,8 @@ class GatedMlp {
     down_.forward(ctx, MatrixView<const Scalar>(cache.hidden), y, mode);  // [T, hidden] -> [T, D]
   }
 
-  template <WriteMode Mode = Accumulate>
-  void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, Mode mode = {}) const {
-    for_row_pieces<Scalar>(ctx, x.rows, 3 * up_.out(), [&](Index t, Index count) {
-      Cache cache;
-      forward(ctx, x.middle_rows(t, count), y.middle_rows(t, count), cache, mode);
-    });
-  }
+  /// Values of each row in the cache.
+  Index cached_values() const { return 3 * up_.out(); }
 
   template <class... Grads>
   void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
@@ -102,13 +81,8 @@ class Mlp {
     down_.forward(ctx, MatrixView<const Scalar>(cache.hidden), y, mode);  // [T, hidden] -> [T, D]
   }
 
-  template <WriteMode Mode = Accumulate>
-  void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, Mode mode = {}) const {
-    for_row_pieces<Scalar>(ctx, x.rows, 2 * up_.out(), [&](Index t, Index count) {
-      Cache cache;
-      forward(ctx, x.middle_rows(t, count), y.middle_rows(t, count), cache, mode);
-    });
-  }
+  /// Values of each row in the cache.
+  Index cached_values() const { return 2 * up_.out(); }
 
   template <class... Grads>
   void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
