@@ -93,11 +93,9 @@ struct AttentionPart {
 
 /// `values` in the lanes whose `at` lies in [begin, end), `otherwise` elsewhere.
 template <class S>
-[[gnu::always_inline]] inline Chunk<S> inside(Chunk<S> values, const Chunk<S>& at, const Chunk<S>& begin,
+[[gnu::always_inline]] inline Chunk<S> inside(const Chunk<S>& values, const Chunk<S>& at, const Chunk<S>& begin,
                                               const Chunk<S>& end, const Chunk<S>& otherwise) {
-  values.lanes = at.lanes >= begin.lanes ? values.lanes : otherwise.lanes;
-  values.lanes = at.lanes < end.lanes ? values.lanes : otherwise.lanes;
-  return values;
+  return where_less(at, begin, otherwise, where_less(at, end, values, otherwise));
 }
 
 /// The ranges of a group of queries, one a lane; lanes without a query see nothing.
@@ -107,8 +105,8 @@ struct LaneRanges {
 
   explicit LaneRanges(const AttentionPart<S>& part) {
     for (Index i = 0; i < part.count; ++i) {
-      begin.lanes[i] = static_cast<S>(part.seen(i).begin);
-      end.lanes[i] = static_cast<S>(part.seen(i).end);
+      begin.set(i, static_cast<S>(part.seen(i).begin));
+      end.set(i, static_cast<S>(part.seen(i).end));
     }
   }
 
@@ -198,7 +196,7 @@ void attend_few(Arena<HostMemory>& arena, const AttentionPart<S>& part, MatrixVi
     panel_product<S>(part.count, part.q.cols, {part.q.data, part.q.stride, 1}, packed + j * part.q.cols,
                      panel_columns<S>, scores.middle_cols(j, std::min(panel_columns<S>, keys - j)), false);
   Chunk<S> numbers;
-  for (Index i = 0; i < key_step; ++i) numbers.lanes[i] = static_cast<S>(i);
+  for (Index i = 0; i < key_step; ++i) numbers.set(i, static_cast<S>(i));
   static_assert(few_queries <= chunk);
   S shift[chunk] = {}, total[chunk];  // of each query
   std::fill_n(total, chunk, S{1});
@@ -276,7 +274,7 @@ void attention_backward(ThreadPool& pool, Scratch& scratch, MatrixView<const S> 
         const LaneRanges<S> ranges(part);
         const Chunk<S> zero(S{});
         Chunk<S> shift(S{});
-        for (Index i = 0; i < part.count; ++i) shift.lanes[i] = log_sum_exp(part.first + i, head);
+        for (Index i = 0; i < part.count; ++i) shift.set(i, log_sum_exp(part.first + i, head));
         shift = ranges.where_any(shift, zero);
         KeySums<S> along;
         for (Index key = 0; key < keys; ++key) {

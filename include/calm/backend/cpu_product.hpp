@@ -8,6 +8,7 @@
 #pragma once
 
 #include <calm/backend/backend.hpp>
+#include <calm/backend/cpu_vector.hpp>
 #include <calm/core/arithmetic.hpp>
 #include <calm/core/parallel.hpp>
 
@@ -40,28 +41,7 @@ using MakeProducts = std::unique_ptr<cpu::Products> (*)(ThreadPool&);
 
 namespace cpu {
 
-#if defined(__AVX512F__)
-inline constexpr Index vector_bytes = 64;
-inline constexpr Index tile_rows = 8;
-#elif defined(__AVX__)
-inline constexpr Index vector_bytes = 32;
-inline constexpr Index tile_rows = 6;
-#else
-inline constexpr Index vector_bytes = 16;
-inline constexpr Index tile_rows = 6;
-#endif
-
-/// A vector of the machine at any address. A typedef, since clang does not keep the alignment of an alias template.
-template <class S>
-struct VectorOf {
-  typedef S Type
-      __attribute__((vector_size(vector_bytes), aligned(alignof(S)), may_alias));  // NOLINT(modernize-use-using)
-};
-template <class S>
-using Vector = typename VectorOf<S>::Type;
-
-template <class S>
-inline constexpr Index lanes_of = vector_bytes / static_cast<Index>(sizeof(S));
+inline constexpr Index tile_rows = vector_bytes == 64 ? 8 : 6;  // with two columns of vectors all registers are used
 
 /// Columns of a register tile: two vectors. Panels of this width are what a packed operand is made of.
 template <class S>
@@ -136,6 +116,7 @@ template <class In, class S>
                                           b_stride, c.row(i), c.stride, c.cols);
     };
     some(std::integral_constant<Index, tile_rows>{});
+    if constexpr (tile_rows == 6) some(std::integral_constant<Index, 4>{});
     some(std::integral_constant<Index, 2>{});
     some(std::integral_constant<Index, 1>{});
   };

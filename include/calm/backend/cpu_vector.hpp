@@ -10,6 +10,26 @@
 
 namespace calm::inline CALM_ABI::cpu {
 
+#if defined(__AVX512F__)
+inline constexpr Index vector_bytes = 64;
+#elif defined(__AVX__)
+inline constexpr Index vector_bytes = 32;
+#else
+inline constexpr Index vector_bytes = 16;
+#endif
+
+/// A vector of the machine at any address. A typedef, since clang does not keep the alignment of an alias template.
+template <class S>
+struct VectorOf {
+  typedef S Type
+      __attribute__((vector_size(vector_bytes), aligned(alignof(S)), may_alias));  // NOLINT(modernize-use-using)
+};
+template <class S>
+using Vector = typename VectorOf<S>::Type;
+
+template <class S>
+inline constexpr Index lanes_of = vector_bytes / static_cast<Index>(sizeof(S));
+
 inline constexpr Index chunk = 16;  // whole vectors of any machine
 
 /// The sum of `chunk` values, which it uses up: halves are added to halves.
@@ -20,19 +40,40 @@ T sum_of_halves(T* values) {
   return values[0];
 }
 
-/// `chunk` values, computed lane by lane. The compiler makes vectors of them; the functions are Eigen's.
+/// `chunk` values, computed lane by lane in vectors of the machine; wider ones than it has would be copied through
+/// memory at every use. The functions are Eigen's.
 template <class S>
 class Chunk {
  public:
-  typedef S Lanes __attribute__((vector_size(chunk * sizeof(S)), aligned(alignof(S)),
-                                 may_alias));  // NOLINT(modernize-use-using)
-  Lanes lanes;
-
   Chunk() = default;
-  explicit Chunk(const S* source) : lanes(*reinterpret_cast<const Lanes*>(source)) {}
-  explicit Chunk(S value) : lanes(Lanes{} + value) {}
-  void store(S* target) const { *reinterpret_cast<Lanes*>(target) = lanes; }
-  S operator[](Index i) const { return lanes[i]; }
+  explicit Chunk(const S* source) : Chunk(source, chunk) {}
+  explicit Chunk(S value) : Chunk(each([&](Index) { return Vector<S>{} + value; })) {}
+  /// `count` values, the rest zero.
+  [[gnu::always_inline]] Chunk(const S* source, Index count)
+      : Chunk(each([&](Index p) {
+          const Index first = p * lanes;
+          if (first + lanes <= count) return *reinterpret_cast<const Vector<S>*>(source + first);
+          Vector<S> values{};
+          for (Index i = 0; i < lanes; ++i)
+            if (first + i < count) values[i] = source[first + i];
+          return values;
+        })) {}
+
+  void store(S* target) const { store(target, chunk); }
+  /// The first `count` values.
+  [[gnu::always_inline]] void store(S* target, Index count) const {
+#pragma GCC unroll 8
+    for (Index p = 0; p < parts; ++p) {
+      const Index first = p * lanes;
+      if (first + lanes <= count) *reinterpret_cast<Vector<S>*>(target + first) = part_[p];
+      else
+        for (Index i = 0; i < lanes; ++i)
+          if (first + i < count) target[first + i] = part_[p][i];
+    }
+  }
+
+  S operator[](Index i) const { return part_[i / lanes][i % lanes]; }
+  void set(Index i, S value) { part_[i / lanes][i % lanes] = value; }
 
   /// In the same order on every machine.
   S sum() const {
@@ -40,19 +81,37 @@ class Chunk {
     store(values);
     return sum_of_halves(values);
   }
-  S largest() const { return array(*this).maxCoeff(); }
+  S largest() const {
+    S values[chunk];
+    store(values);
+    return *std::max_element(values, values + chunk);
+  }
 
-  friend Chunk operator-(const Chunk& a) { return from(-a.lanes); }
-  friend Chunk operator+(const Chunk& a, const Chunk& b) { return from(a.lanes + b.lanes); }
-  friend Chunk operator-(const Chunk& a, const Chunk& b) { return from(a.lanes - b.lanes); }
-  friend Chunk operator*(const Chunk& a, const Chunk& b) { return from(a.lanes * b.lanes); }
-  friend Chunk operator/(const Chunk& a, const Chunk& b) { return from(a.lanes / b.lanes); }
-  friend Chunk operator+(const Chunk& a, S b) { return from(a.lanes + b); }
-  friend Chunk operator-(const Chunk& a, S b) { return from(a.lanes - b); }
-  friend Chunk operator*(const Chunk& a, S b) { return from(a.lanes * b); }
-  friend Chunk operator-(S a, const Chunk& b) { return from(a - b.lanes); }
-  friend Chunk operator/(S a, const Chunk& b) { return from(a / b.lanes); }
-  friend Chunk max(const Chunk& a, const Chunk& b) { return from(a.lanes > b.lanes ? a.lanes : b.lanes); }
+  friend Chunk operator-(const Chunk& a) {
+    return each([&](Index p) { return -a.part_[p]; });
+  }
+  friend Chunk operator+(const Chunk& a, const Chunk& b) {
+    return each([&](Index p) { return a.part_[p] + b.part_[p]; });
+  }
+  friend Chunk operator-(const Chunk& a, const Chunk& b) {
+    return each([&](Index p) { return a.part_[p] - b.part_[p]; });
+  }
+  friend Chunk operator*(const Chunk& a, const Chunk& b) {
+    return each([&](Index p) { return a.part_[p] * b.part_[p]; });
+  }
+  friend Chunk operator/(const Chunk& a, const Chunk& b) {
+    return each([&](Index p) { return a.part_[p] / b.part_[p]; });
+  }
+  friend Chunk operator+(const Chunk& a, S b) { return a + Chunk(b); }
+  friend Chunk operator-(const Chunk& a, S b) { return a - Chunk(b); }
+  friend Chunk operator*(const Chunk& a, S b) { return a * Chunk(b); }
+  friend Chunk operator-(S a, const Chunk& b) { return Chunk(a) - b; }
+  friend Chunk operator/(S a, const Chunk& b) { return Chunk(a) / b; }
+  friend Chunk max(const Chunk& a, const Chunk& b) { return where_less(b, a, a, b); }
+  /// `then` in the lanes in which a is less than b, `otherwise` elsewhere.
+  friend Chunk where_less(const Chunk& a, const Chunk& b, const Chunk& then, const Chunk& otherwise) {
+    return each([&](Index p) { return a.part_[p] < b.part_[p] ? then.part_[p] : otherwise.part_[p]; });
+  }
   friend Chunk exp(const Chunk& a) {
     return a.mapped([](const auto& x) { return x.exp(); });
   }
@@ -66,45 +125,46 @@ class Chunk {
   /// fn of each lane.
   template <class Fn>
   Chunk unaryExpr(const Fn& fn) const {
-    Chunk result;
-    for (Index i = 0; i < chunk; ++i) result.lanes[i] = fn(lanes[i]);
-    return result;
+    S values[chunk];
+    store(values);
+    for (S& value : values) value = fn(value);
+    return Chunk(values);
   }
 
  private:
-  static Chunk from(const Lanes& lanes) {
-    Chunk result;
-    result.lanes = lanes;
-    return result;
-  }
+  static constexpr Index lanes = lanes_of<S>, parts = chunk / lanes;
 
-  using Array = Eigen::Array<S, chunk, 1>;
-  static Eigen::Map<const Array> array(const Chunk& a) {
-    return Eigen::Map<const Array>(reinterpret_cast<const S*>(&a.lanes));
+  /// The vectors fn(0), fn(1), ...
+  template <class Fn>
+  [[gnu::always_inline]] static Chunk each(const Fn& fn) {
+    Chunk result;
+#pragma GCC unroll 8
+    for (Index p = 0; p < parts; ++p) result.part_[p] = fn(p);
+    return result;
   }
 
   template <class Fn>
-  Chunk mapped(Fn fn) const {
-    Chunk result;
-    Eigen::Map<Array>(reinterpret_cast<S*>(&result.lanes)) = fn(array(*this));
-    return result;
+  [[gnu::always_inline]] Chunk mapped(const Fn& fn) const {
+    using Array = Eigen::Array<S, lanes, 1>;
+    return each([&](Index p) {
+      Vector<S> values = part_[p];
+      Eigen::Map<Array> array(reinterpret_cast<S*>(&values));
+      array = fn(array);
+      return values;
+    });
   }
+
+  Vector<S> part_[parts];
 };
 
 /// n <= chunk values, the rest zero.
 template <class S>
 Chunk<S> load(const S* source, Index n) {
-  if (n == chunk) return Chunk<S>(source);
-  S values[chunk] = {};
-  std::copy_n(source, n, values);
-  return Chunk<S>(values);
+  return Chunk<S>(source, n);
 }
 template <class S>
 void store(S* target, Index n, const Chunk<S>& values) {
-  if (n == chunk) return values.store(target);
-  S all[chunk];
-  values.store(all);
-  std::copy_n(all, n, target);
+  values.store(target, n);
 }
 
 template <class S, class Fn>
