@@ -64,11 +64,12 @@ struct Multiplication {
 /// In is the type of the operands and as wide as S. `a` by reference: a copy on the stack would be read in wider pieces
 /// than it is written in, for which a processor waits until all earlier writes are done. The sums stay in registers:
 /// for that Add is known to the compiler, and it is asked to unroll the loops over them before it places variables.
+/// The memory is asked for the rows that come next, and for those that are written: so short rows are not foreseen.
 template <Index Rows, Index Vectors, bool Add, class In, class S>
 void register_tile(Index depth, const Strided<In>& a, const In* b, Index b_stride, S* c, Index c_stride,
                    Index columns) {
   using V = Vector<S>;
-  constexpr Index lanes = lanes_of<S>;
+  constexpr Index lanes = lanes_of<S>, line = 64 / static_cast<Index>(sizeof(S));
   constexpr Index width = Vectors * lanes;
   const bool whole = columns == width;
   S buffer[Rows * width];  // in place of c where that is narrower, all rows at a time: a row alone would be read back
@@ -80,20 +81,28 @@ void register_tile(Index depth, const Strided<In>& a, const In* b, Index b_strid
       std::fill(std::copy_n(c + i * c_stride, columns, buffer + i * width), buffer + (i + 1) * width, S{});
   V sum[Rows][Vectors];
 #pragma GCC unroll 8
-  for (Index i = 0; i < Rows; ++i)
+  for (Index i = 0; i < Rows; ++i) {
 #pragma GCC unroll 2
     for (Index j = 0; j < Vectors; ++j)
       if constexpr (Add) sum[i][j] = *reinterpret_cast<const V*>(target + i * stride + j * lanes);
       else sum[i][j] = V{};
-  for (Index k = 0; k < depth; ++k) {
-    Vector<In> part[Vectors];
 #pragma GCC unroll 2
-    for (Index j = 0; j < Vectors; ++j) part[j] = *reinterpret_cast<const Vector<In>*>(b + k * b_stride + j * lanes);
+    for (Index j = 0; j < width; j += line) __builtin_prefetch(c + (Add ? Rows + i : i) * c_stride + j, 1);
+  }
+  for (Index k = 0; k < depth;) {
+    const Index end = std::min(depth, k + line);
 #pragma GCC unroll 8
-    for (Index i = 0; i < Rows; ++i) {
-      const In value = a.data[i * a.row_step + k * a.depth_step];
+    for (Index i = 0; i < Rows; ++i) __builtin_prefetch(a.data + (Rows + i) * a.row_step + k * a.depth_step);
+    for (; k < end; ++k) {
+      Vector<In> part[Vectors];
 #pragma GCC unroll 2
-      for (Index j = 0; j < Vectors; ++j) sum[i][j] = Multiplication<In>::add(sum[i][j], value, part[j]);
+      for (Index j = 0; j < Vectors; ++j) part[j] = *reinterpret_cast<const Vector<In>*>(b + k * b_stride + j * lanes);
+#pragma GCC unroll 8
+      for (Index i = 0; i < Rows; ++i) {
+        const In value = a.data[i * a.row_step + k * a.depth_step];
+#pragma GCC unroll 2
+        for (Index j = 0; j < Vectors; ++j) sum[i][j] = Multiplication<In>::add(sum[i][j], value, part[j]);
+      }
     }
   }
 #pragma GCC unroll 8
@@ -222,7 +231,7 @@ void for_each_block(ThreadPool& pool, Index rows, Index row_step, Index columns,
 }
 
 /// Rows and panels of a tile, from the sizes alone: few rows (decoding) are cut into narrower tiles.
-inline constexpr Index rows_of_tile = 128;
+inline constexpr Index rows_of_tile = 96;  // register tiles of any machine divide it
 inline Index panels_of_tile(Index rows) { return rows >= 32 ? 4 : 2; }
 
 /// All panels of a weight's transpose: the packed form of a frozen one.
