@@ -90,13 +90,14 @@ int main(int argc, char** argv) {
   app.add_option("--warm-up", o.warm_up, "steps before them");
   app.add_option("--repetitions", o.repetitions, "the median counts");
   app.add_option("--threads", o.threads);
-  app.add_option("--products", o.products, "with frozen weights as they are stored, or packed")
-      ->check(CLI::IsMember({"stored", "packed", "bf16"}));
+  app.add_option("--products", o.products, "with frozen weights as they are stored, the same interleaved, or packed")
+      ->check(CLI::IsMember({"stored", "interleaved", "packed", "bf16"}));
   CLI11_PARSE(app, argc, argv);
   try {
-    Ctx ctx(o.threads, o.products == "stored" ? calm::stored_products
-                       : o.products == "bf16" ? calm::bf16_products
-                                              : calm::MakeProducts{});
+    Ctx ctx(o.threads, o.products == "stored"        ? calm::stored_products
+                       : o.products == "interleaved" ? calm::interleaved_products
+                       : o.products == "bf16"        ? calm::bf16_products
+                                                     : calm::MakeProducts{});
     const calm::Pretrained files(o.model);
     const double speed = Architectures::visit(
         files.model_type(), [&](auto architecture) { return measure<decltype(architecture)>(o, ctx, files); });

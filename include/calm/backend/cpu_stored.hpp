@@ -1,6 +1,11 @@
-// Products of CpuBackend with frozen weights as they are stored, for Context<CpuBackend>(threads, stored_products): no
-// form of them is made or kept, and a token that is decoded costs one read of the bytes of the file. Results have the
+// Products of CpuBackend with frozen weights as they are stored: no f32 form of them is made or kept. Results have the
 // bits of the backend's own products, which pack frozen weights and are quicker where thousands of rows are multiplied.
+//
+//   Context<CpuBackend>(threads, stored_products)        reads the rows of the file and keeps nothing: ready at once
+//   Context<CpuBackend>(threads, interleaved_products)   keeps a copy of as many bytes, in which the rows of a panel
+//   are
+//                                                        transposed: best for decoding, where the copy pays for itself
+//                                                        within a few tokens
 //
 // A panel of rows is decoded, for one row of x straight into the sums, for more into the scratch of the thread, which
 // register_tile then multiplies. Either way the products of an element are added in the order of k, so that its bits
@@ -12,125 +17,131 @@
 namespace calm::inline CALM_ABI {
 namespace cpu {
 
-/// The stored types that are decoded in vectors.
-template <class Stored>
-inline constexpr bool has_columns = !std::is_same_v<Stored, double>;
-
-/// Calls use(k, values) for all k of a whole panel of rows, and asks for the memory of the panel behind it: into the
-/// second cache, which waits for more lines at a time than the first and which a panel fits into.
+/// Calls fn(k, count, rows) for pieces of `count` columns from k on. Ahead of a piece the memory is asked for that
+/// of the panel behind: into the second cache, which waits for more lines at a time than the first and which a panel
+/// fits into.
 template <class Columns>
-[[gnu::always_inline]] inline void for_each_column(const std::byte* rows, Index row_bytes, Index depth,
-                                                   const auto& use) {
-  constexpr Index panel_rows = 2 * row_lanes, cache_line = 64;
-  const std::byte* next = rows + panel_rows * row_bytes;
+[[gnu::always_inline]] inline void for_each_piece(StoredRows rows, Index depth, const auto& fn) {
+  constexpr Index cache_line = 64;
+  const std::byte* next = rows.first + panel_rows * rows.row_bytes;
   Index k = 0;
-  for (; k + Columns::depth <= depth; k += Columns::depth, rows += Columns::bytes) {
+  for (; k + Columns::depth <= depth; k += Columns::depth, rows = rows.from(Columns::bytes)) {
     for (Index i = 0; i < panel_rows * Columns::bytes; i += cache_line) __builtin_prefetch(next + i, 0, 2);
     next += panel_rows * Columns::bytes;
-    Columns::decode(rows, row_bytes, [&](int j, const PanelFloats& values) { use(k + j, values); });
+    fn(k, std::integral_constant<Index, Columns::depth>{}, rows);
   }
   if constexpr (Columns::depth < 32) {  // what is no block may end anywhere
     if (k == depth) return;
     std::byte rest[panel_rows * Columns::bytes] = {};
-    const Index left = depth - k, left_bytes = left * Columns::bytes / Columns::depth;
-    for (Index i = 0; i < panel_rows; ++i) std::copy_n(rows + i * row_bytes, left_bytes, rest + i * Columns::bytes);
-    Columns::decode(rest, Columns::bytes, [&](int j, const PanelFloats& values) {
-      if (j < left) use(k + j, values);
-    });
+    const Index left = depth - k, bytes = left * Columns::bytes / Columns::depth;
+    for (Index i = 0; i < panel_rows; ++i)
+      std::copy_n(rows.first + i * rows.row_bytes, bytes, rest + i * Columns::bytes);
+    fn(k, left, StoredRows{rest, Columns::bytes});
   }
+}
+template <class Columns>
+[[gnu::always_inline]] inline void for_each_piece(InterleavedRows rows, Index depth, const auto& fn) {
+  Index k = 0;
+  for (; k + Columns::depth <= depth; k += Columns::depth, rows = rows.from(Columns::bytes))
+    fn(k, std::integral_constant<Index, Columns::depth>{}, rows);
+  if (k < depth) fn(k, depth - k, rows);
+}
+
+/// Calls use(k, values) for all k of a whole panel of rows.
+template <class Columns>
+[[gnu::always_inline]] inline void for_each_column(auto rows, Index depth, const auto& use) {
+  for_each_piece<Columns>(rows, depth, [&](Index k, auto count, auto block) {
+    Columns::decode(block, [&](int j, const PanelFloats& values) {
+      if (j < count) use(k + j, values);
+    });
+  });
 }
 
 /// y = x W^T for one row x and a panel of rows of W, or added to y.
 template <class Columns>
-[[gnu::noinline]] void multiply_row(const float* x, const std::byte* rows, Index row_bytes, Index depth, float* y,
-                                    Index columns, bool add) {
+[[gnu::noinline]] void multiply_row(const float* x, auto rows, Index depth, float* y, Index columns, bool add) {
   float edge[panel_columns<float>] = {};
   float* target = columns == panel_columns<float> ? y : edge;
   if (target == edge) std::copy_n(y, columns, edge);
-  PanelFloats sum = {};
-  if (add) std::memcpy(&sum, target, sizeof(sum));
-  for_each_column<Columns>(rows, row_bytes, depth, [&](Index k, const PanelFloats& values) {
-    sum.part[0] += x[k] * values.part[0];
-    sum.part[1] += x[k] * values.part[1];
+  auto* const parts = reinterpret_cast<Floats*>(target);
+  Floats first = {}, second = {};
+  if (add) first = parts[0], second = parts[1];
+  for_each_column<Columns>(rows, depth, [&](Index k, const PanelFloats& values) {
+    first += x[k] * values.part[0];
+    second += x[k] * values.part[1];
   });
-  std::memcpy(target, &sum, sizeof(sum));
+  parts[0] = first, parts[1] = second;
   if (target == edge) std::copy_n(edge, columns, y);
 }
 
 /// The panel [depth, panel_columns] of cpu_product.hpp.
 template <class Columns>
-[[gnu::noinline]] void decode_panel(const std::byte* rows, Index row_bytes, Index depth, float* panel) {
-  for_each_column<Columns>(rows, row_bytes, depth, [&](Index k, const PanelFloats& values) {
+[[gnu::noinline]] void decode_panel(auto rows, Index depth, float* panel) {
+  for_each_column<Columns>(rows, depth, [&](Index k, const PanelFloats& values) {
     std::memcpy(panel + k * panel_columns<float>, &values, sizeof(values));
   });
 }
 
-/// Panel p of a weight, with room for the rows that an edge lacks.
-struct StoredPanel {
-  const StoredMatrix& weight;
-  Index first, count;  // rows
+/// The rows of panel p of a weight, in the scratch of the thread where it has fewer than a panel.
+inline StoredRows rows_of_panel(Arena<HostMemory>& arena, const StoredMatrix& w, Index p) {
+  const Index first = p * panel_rows, count = std::min(panel_rows, w.rows() - first), bytes = w.row_bytes();
+  const std::byte* stored = w.data() + first * bytes;
+  if (count == panel_rows) return {stored, bytes};
+  auto* copy = arena.allocate<std::byte>(panel_rows * bytes);
+  std::fill(std::copy_n(stored, count * bytes, copy), copy + panel_rows * bytes, std::byte{});
+  return {copy, bytes};
+}
 
-  StoredPanel(const StoredMatrix& w, Index p)
-      : weight(w), first(p * panel_columns<float>), count(std::min(panel_columns<float>, w.rows() - first)) {}
+/// A weight whose panels are interleaved, in the stored type. The last blocks of rows that are none are filled up.
+struct InterleavedForm {
+  Matrix<std::byte> values;  // a panel a row
 
-  /// The bytes of panel_columns rows.
-  const std::byte* rows(Arena<HostMemory>& arena) const {
-    const std::byte* stored = weight.data() + first * weight.row_bytes();
-    if (count == panel_columns<float>) return stored;
-    auto* copy = arena.allocate<std::byte>(panel_columns<float> * weight.row_bytes());
-    std::fill(std::copy_n(stored, count * weight.row_bytes(), copy), copy + panel_columns<float> * weight.row_bytes(),
-              std::byte{});
-    return copy;
-  }
-
-  /// y = x W^T for one row, where no panel need be made. False where the type has no such product.
-  bool multiply_row(Arena<HostMemory>& arena, const float* x, float* y, bool add) const {
-    return visit_dtype(weight.dtype(), [&]<class Stored>(Stored) {
-      if constexpr (has_columns<Stored>)
-        cpu::multiply_row<StoredColumns<Stored>>(x, rows(arena), weight.row_bytes(), weight.cols(), y, count, add);
-      return has_columns<Stored>;
-    });
-  }
-
-  /// Values [k, k + depth) of the rows as a panel; k is a multiple of `slice`.
-  const float* decoded(Arena<HostMemory>& arena, Index k, Index depth) const {
-    float* panel = arena.allocate<float>(panel_columns<float> * depth);
-    visit_dtype(weight.dtype(), [&]<class Stored>(Stored) {
-      const StoredBlock block = block_of(weight.dtype());
-      const Index place = k / block.values * block.bytes;
-      if constexpr (has_columns<Stored>) {
-        decode_panel<StoredColumns<Stored>>(rows(arena) + place, weight.row_bytes(), depth, panel);
-      } else {
-        const auto values = arena.matrix<float>(count, depth);
-        for (Index i = 0; i < count; ++i)
-          decode(weight.dtype(), weight.data() + (first + i) * weight.row_bytes() + place, depth, values.row(i));
-        pack_transposed<float>(values, 0, 1, panel);
-      }
-    });
-    return panel;
-  }
+  std::size_t bytes() const { return values.bytes(); }
+  InterleavedRows panel(Index p) const { return {&values(p, 0)}; }
 };
+
+template <class Stored>
+InterleavedForm interleaved(ThreadPool& pool, Scratch& scratch, const StoredMatrix& w) {
+  using Columns = StoredColumns<Stored>;
+  const Index panels = panels_of<float>(w.rows()), blocks = ceil_divide(w.cols(), Columns::depth);
+  InterleavedForm form{Matrix<std::byte>(panels, blocks * Columns::bytes * panel_rows)};
+  pool.for_each_tile(panels, [&](Index p, int thread) {
+    auto& arena = scratch[static_cast<std::size_t>(thread)];
+    arena.reset();
+    for_each_piece<Columns>(rows_of_panel(arena, w, p), w.cols(), [&](Index k, auto, StoredRows rows) {
+      std::byte* const target = &form.values(p, k / Columns::depth * Columns::bytes * panel_rows);
+      Columns::decode(Interleaver{rows, target}, [](int, const PanelFloats&) {});
+    });
+  });
+  return form;
+}
 
 /// Values of a row that are decoded at once: whole blocks of every type, and a panel that stays in the cache.
 inline constexpr Index slice = 256;
 
-/// y = x w^T                                                         [T, in], [out, in] -> [T, out]
-inline void multiply(ThreadPool& pool, Scratch& scratch, MatrixView<const float> x, const StoredMatrix& w,
-                     MatrixView<float> y, bool add) {
+/// y = x w^T, for panel(arena, p): the rows of panel p of w            [T, in], [out, in] -> [T, out]
+template <class Columns>
+void multiply_columns(ThreadPool& pool, Scratch& scratch, MatrixView<const float> x, Index out, MatrixView<float> y,
+                      bool add, const auto& panel) {
   constexpr Index many_rows = 8 * rows_of_tile;  // decoding is paid for by many rows
-  const Index panels = panels_of<float>(w.rows()), group = std::clamp<Index>(panels / 64, 1, 8);
+  const Index panels = panels_of<float>(out), group = std::clamp<Index>(panels / 64, 1, 8);
   for_each_block(pool, y.rows, many_rows, panels, group, [&](const Block& b, int thread) {
     auto& arena = scratch[static_cast<std::size_t>(thread)];
     for (Index p = b.column; p < b.column + b.columns; ++p) {
       arena.reset();
-      const StoredPanel panel(w, p);
-      const auto target = y.middle_rows(b.row, b.rows).middle_cols(panel.first, panel.count);
-      if (b.rows == 1 && panel.multiply_row(arena, x.row(b.row), target.data, add)) continue;
-      for (Index k = 0; k == 0 || k < w.cols(); k += slice) {
-        const Arena<HostMemory>::Mark mark(arena);
-        const Index depth = std::min(slice, w.cols() - k);
-        panel_product<float>(b.rows, depth, {x.row(b.row) + k, x.stride, 1}, panel.decoded(arena, k, depth),
-                             panel_columns<float>, target, add || k > 0);
+      const auto rows = panel(arena, p);
+      const Index first = p * panel_rows, count = std::min(panel_rows, out - first);
+      const auto target = y.middle_rows(b.row, b.rows).middle_cols(first, count);
+      if (b.rows == 1) {
+        multiply_row<Columns>(x.row(b.row), rows, x.cols, target.data, count, add);
+        continue;
+      }
+      float* const values = arena.allocate<float>(slice * panel_columns<float>);
+      for (Index k = 0; k == 0 || k < x.cols; k += slice) {
+        const Index depth = std::min(slice, x.cols - k);
+        decode_panel<Columns>(rows.from(k / Columns::depth * Columns::bytes), depth, values);
+        panel_product<float>(b.rows, depth, {x.row(b.row) + k, x.stride, 1}, values, panel_columns<float>, target,
+                             add || k > 0);
       }
     }
   });
@@ -165,12 +176,26 @@ inline void multiply_input_gradient(ThreadPool& pool, Scratch& scratch, MatrixVi
   });
 }
 
+enum class StoredForm { rows, interleaved };
+
+template <StoredForm Form>
 class StoredProducts final : public Products {
  public:
   explicit StoredProducts(ThreadPool& pool) : pool_(pool), scratch_(static_cast<std::size_t>(pool.size())) {}
 
   void multiply(MatrixView<const float> x, const StoredMatrix& w, MatrixView<float> y, bool add) override {
-    cpu::multiply(pool_, scratch_, x, w, y, add);
+    visit_dtype(w.dtype(), [&]<class Stored>(Stored) {
+      using Columns = StoredColumns<Stored>;
+      const auto product = [&](const auto& panel) {
+        multiply_columns<Columns>(pool_, scratch_, x, w.rows(), y, add, panel);
+      };
+      if constexpr (Form == StoredForm::interleaved) {
+        const auto& form = w.packed<InterleavedForm>([&] { return cpu::interleaved<Stored>(pool_, scratch_, w); });
+        product([&](auto&, Index p) { return form.panel(p); });
+      } else {
+        product([&](auto& arena, Index p) { return rows_of_panel(arena, w, p); });
+      }
+    });
   }
   void multiply(MatrixView<const float> x, MatrixView<const float> w, MatrixView<float> y, bool add) override {
     cpu::multiply(pool_, scratch_, x, w, y, add);
@@ -195,7 +220,10 @@ class StoredProducts final : public Products {
 }  // namespace cpu
 
 inline std::unique_ptr<cpu::Products> stored_products(ThreadPool& pool) {
-  return std::make_unique<cpu::StoredProducts>(pool);
+  return std::make_unique<cpu::StoredProducts<cpu::StoredForm::rows>>(pool);
+}
+inline std::unique_ptr<cpu::Products> interleaved_products(ThreadPool& pool) {
+  return std::make_unique<cpu::StoredProducts<cpu::StoredForm::interleaved>>(pool);
 }
 
 }  // namespace calm::inline CALM_ABI

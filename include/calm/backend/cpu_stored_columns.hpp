@@ -4,10 +4,14 @@
 // of each row are read, transposed as 32-bit words, and each word is taken apart. What a vector then holds has the bits
 // that decode() (dtype.hpp) gives: the products of scales and small integers are exact, in any order, and with scales
 // that are divided by powers of two; one rounding follows where there is a minimum.
+//
+// The bytes come from a source: the rows as they lie in the file (StoredRows), or a copy in which the same fields of
+// all rows lie side by side, transposed once (InterleavedRows).
 #pragma once
 
 #include <calm/backend/cpu_product.hpp>
 
+#include <bit>
 #include <utility>
 
 namespace calm::inline CALM_ABI::cpu {
@@ -79,54 +83,139 @@ template <Index Lanes = row_lanes>
            shuffle_quarters<0, 1, 4, 5>(ab_high, cd_high), shuffle_quarters<2, 3, 6, 7>(ab_high, cd_high)}};
 }
 
+/// Rows of a panel.
+inline constexpr Index panel_rows = 2 * row_lanes;
+
 /// 16 bytes of every row of a panel.
 struct PanelWords {
   FourWords part[2];
 
-  [[gnu::always_inline]] PanelWords(const std::byte* first, Index row_bytes)
-      : part{transposed_words(first, row_bytes), transposed_words(first + row_lanes * row_bytes, row_bytes)} {}
+  /// Word t of the rows of part p.
+  [[gnu::always_inline]] Words word(int p, int t) const { return part[p].word[t]; }
+};
 
-  /// of(part, word t of its rows) for both parts.
-  template <class Of>
-  [[gnu::always_inline]] PanelFloats map(int t, const Of& of) const {
-    return {{of(0, part[0].word[t]), of(1, part[1].word[t])}};
+/// The same, read where it lies.
+struct InterleavedWords {
+  const std::byte* first;
+
+  [[gnu::always_inline]] Words word(int p, int t) const {
+    return *reinterpret_cast<const Words*>(first + (4 * p + t) * vector_bytes);
   }
 };
 
-/// Bytes [place, place + sizeof(T)) of every row as words. T is 16 or 32 bits wide.
-template <class T>
-[[gnu::always_inline]] inline void read_words(const std::byte* place, Index row_bytes, Words (&words)[2]) {
-  std::uint32_t each[2 * row_lanes];
-  for (Index i = 0; i < 2 * row_lanes; ++i) {
-    T value;
-    std::memcpy(&value, place + i * row_bytes, sizeof(T));
-    each[i] = value;
-  }
-  std::memcpy(words, each, sizeof(each));
+/// of(part, word t of its rows) for both parts.
+template <class Of>
+[[gnu::always_inline]] inline PanelFloats map_words(const auto& words, int t, const Of& of) {
+  return {{of(0, words.word(0, t)), of(1, words.word(1, t))}};
 }
 
+/// A number of every row, in words.
+struct PanelNumbers {
+  Words part[2];
+};
+
+/// A panel of rows as they are stored, row_bytes apart.
+struct StoredRows {
+  const std::byte* first;
+  Index row_bytes;
+
+  /// Bytes [place, place + 16).
+  [[gnu::always_inline]] PanelWords words(Index place) const {
+    const std::byte* at = first + place;
+    return {{transposed_words(at, row_bytes), transposed_words(at + row_lanes * row_bytes, row_bytes)}};
+  }
+  /// Bytes [place, place + sizeof(T)) as a T, 16 or 32 bits wide.
+  template <class T>
+  [[gnu::always_inline]] PanelNumbers numbers(Index place) const {
+    std::uint32_t each[panel_rows];
+    for (Index i = 0; i < panel_rows; ++i) {
+      T value;
+      std::memcpy(&value, first + place + i * row_bytes, sizeof(T));
+      each[i] = value;
+    }
+    PanelNumbers all;
+    std::memcpy(&all, each, sizeof(each));
+    return all;
+  }
+  /// The rows from byte `place` on.
+  [[gnu::always_inline]] StoredRows from(Index place) const { return {first + place, row_bytes}; }
+};
+
+/// The same panel with the fields of all its rows side by side: what lies at byte `place` of a row begins at byte
+/// place * panel_rows, words as words() and numbers as numbers() give them.
+struct InterleavedRows {
+  const std::byte* first;
+
+  [[gnu::always_inline]] InterleavedWords words(Index place) const { return {first + place * panel_rows}; }
+  template <class T>
+  [[gnu::always_inline]] PanelNumbers numbers(Index place) const {
+    typedef T Narrow
+        __attribute__((vector_size(row_lanes * sizeof(T)), aligned(1), may_alias));  // NOLINT(modernize-use-using)
+    const auto* parts = reinterpret_cast<const Narrow*>(first + place * panel_rows);
+    return {{__builtin_convertvector(parts[0], Words), __builtin_convertvector(parts[1], Words)}};
+  }
+  [[gnu::always_inline]] InterleavedRows from(Index place) const { return {first + place * panel_rows}; }
+};
+
+/// A source that writes all that it is asked for to where InterleavedRows reads it.
+struct Interleaver {
+  StoredRows rows;
+  std::byte* target;
+
+  PanelWords words(Index place) const {
+    const PanelWords all = rows.words(place);
+    std::memcpy(target + place * panel_rows, &all, sizeof(all));
+    return all;
+  }
+  template <class T>
+  PanelNumbers numbers(Index place) const {
+    for (Index i = 0; i < panel_rows; ++i)
+      std::memcpy(target + place * panel_rows + i * static_cast<Index>(sizeof(T)),
+                  rows.first + place + i * rows.row_bytes, sizeof(T));
+    return rows.numbers<T>(place);
+  }
+};
+
 /// StoredColumns<Stored>: `depth` values of each row lie in `bytes`. decode() calls use(k, PanelFloats) for k from 0 to
-/// depth - 1, in this order; the rows of the panel lie row_bytes apart.
+/// depth - 1, in this order.
 template <class Stored>
 struct StoredColumns;
 
 template <>
+struct StoredColumns<double> {
+  static constexpr Index depth = 2, bytes = 16;
+  [[gnu::always_inline]] static void decode(const auto& rows, const auto& use) {
+    const auto words = rows.words(0);
+    for (int t = 0; t < 2; ++t)
+      use(t, map_words(words, 2 * t, [&](int p, Words low) {
+            const Words high = words.word(p, 2 * t + 1);
+            Floats values{};
+            for (Index i = 0; i < row_lanes; ++i)
+              values[i] = static_cast<float>(std::bit_cast<double>(std::uint64_t{high[i]} << 32 | low[i]));
+            return values;
+          }));
+  }
+};
+
+template <>
 struct StoredColumns<float> {
   static constexpr Index depth = 4, bytes = 16;
-  [[gnu::always_inline]] static void decode(const std::byte* first, Index row_bytes, const auto& use) {
-    const PanelWords words(first, row_bytes);
-    for (int t = 0; t < 4; ++t) use(t, words.map(t, [](int, Words w) { return as_floats(w); }));
+  [[gnu::always_inline]] static void decode(const auto& rows, const auto& use) {
+    const auto words = rows.words(0);
+#pragma GCC unroll 16
+    for (int t = 0; t < 4; ++t) use(t, map_words(words, t, [](int, Words w) { return as_floats(w); }));
   }
 };
 
 template <>
 struct StoredColumns<bf16> {
   static constexpr Index depth = 8, bytes = 16;
-  [[gnu::always_inline]] static void decode(const std::byte* first, Index row_bytes, const auto& use) {
-    const PanelWords words(first, row_bytes);
+  [[gnu::always_inline]] static void decode(const auto& rows, const auto& use) {
+    const auto words = rows.words(0);
+#pragma GCC unroll 16
     for (int t = 0; t < 4; ++t) {
-      use(2 * t, words.map(t, [](int, Words w) { return as_floats(w << 16); }));
-      use(2 * t + 1, words.map(t, [](int, Words w) { return as_floats(w & 0xFFFF0000U); }));
+      use(2 * t, map_words(words, t, [](int, Words w) { return as_floats(w << 16); }));
+      use(2 * t + 1, map_words(words, t, [](int, Words w) { return as_floats(w & 0xFFFF0000U); }));
     }
   }
 };
@@ -134,11 +223,12 @@ struct StoredColumns<bf16> {
 template <>
 struct StoredColumns<f16> {
   static constexpr Index depth = 8, bytes = 16;
-  [[gnu::always_inline]] static void decode(const std::byte* first, Index row_bytes, const auto& use) {
-    const PanelWords words(first, row_bytes);
+  [[gnu::always_inline]] static void decode(const auto& rows, const auto& use) {
+    const auto words = rows.words(0);
+#pragma GCC unroll 16
     for (int t = 0; t < 4; ++t) {
-      use(2 * t, words.map(t, [](int, Words w) { return floats_of_f16(w); }));
-      use(2 * t + 1, words.map(t, [](int, Words w) { return floats_of_f16(w >> 16); }));
+      use(2 * t, map_words(words, t, [](int, Words w) { return floats_of_f16(w); }));
+      use(2 * t + 1, map_words(words, t, [](int, Words w) { return floats_of_f16(w >> 16); }));
     }
   }
 };
@@ -149,14 +239,15 @@ struct StoredColumns<f16> {
 template <>
 struct StoredColumns<Q8_0> {
   static constexpr Index depth = Q8_0::values, bytes = Q8_0::bytes;
-  [[gnu::always_inline]] static void decode(const std::byte* first, Index row_bytes, const auto& use) {
-    Words scales[2];
-    read_words<std::uint16_t>(first, row_bytes, scales);
-    const PanelFloats d = {{floats_of_f16(scales[0]) * 0x1p-24F, floats_of_f16(scales[1]) * 0x1p-24F}};
+  [[gnu::always_inline]] static void decode(const auto& rows, const auto& use) {
+    const PanelNumbers scales = rows.template numbers<std::uint16_t>(0);
+    const PanelFloats d = {{floats_of_f16(scales.part[0]) * 0x1p-24F, floats_of_f16(scales.part[1]) * 0x1p-24F}};
+#pragma GCC unroll 2
     for (int quarter = 0; quarter < 2; ++quarter) {
-      const PanelWords words(first + 2 + 16 * quarter, row_bytes);
+      const auto words = rows.words(2 + 16 * quarter);
+#pragma GCC unroll 16
       for (int k = 0; k < 16; ++k)
-        use(16 * quarter + k, words.map(k / 4, [&](int p, Words w) { return d.part[p] * high_byte(w, k % 4); }));
+        use(16 * quarter + k, map_words(words, k / 4, [&](int p, Words w) { return d.part[p] * high_byte(w, k % 4); }));
     }
   }
 };
@@ -167,26 +258,29 @@ struct StoredColumns<QuantisedBlock32<Bits, HasMinimum>> {
   using Block = QuantisedBlock32<Bits, HasMinimum>;
   static constexpr Index depth = 32, bytes = Block::bytes;
 
-  [[gnu::always_inline]] static void decode(const std::byte* first, Index row_bytes, const auto& use) {
-    Words scales[2], high[2] = {};
+  [[gnu::always_inline]] static void decode(const auto& rows, const auto& use) {
+    PanelNumbers scales, high = {};
     PanelFloats d, minimum;
-    if constexpr (HasMinimum) read_words<std::uint32_t>(first, row_bytes, scales);
-    else read_words<std::uint16_t>(first, row_bytes, scales);
+    if constexpr (HasMinimum) scales = rows.template numbers<std::uint32_t>(0);
+    else scales = rows.template numbers<std::uint16_t>(0);
+#pragma GCC unroll 2
     for (int p = 0; p < 2; ++p) {
-      d.part[p] = floats_of_f16(scales[p]);
-      minimum.part[p] = floats_of_f16(scales[p] >> 16);
+      d.part[p] = floats_of_f16(scales.part[p]);
+      minimum.part[p] = floats_of_f16(scales.part[p] >> 16);
     }
-    if constexpr (Bits == 5) read_words<std::uint32_t>(first + (HasMinimum ? 4 : 2), row_bytes, high);
-    const PanelWords words(first + bytes - 16, row_bytes);
+    if constexpr (Bits == 5) high = rows.template numbers<std::uint32_t>(HasMinimum ? 4 : 2);
+    const auto words = rows.words(bytes - 16);
+#pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
+#pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) {
         const int k = 16 * half + i;
-        use(k, words.map(i / 4, [&](int p, Words w) {
-          Words q = (w >> (8 * (i % 4) + 4 * half)) & 15U;
-          if constexpr (Bits == 5) q |= (k >= 4 ? high[p] >> (k - 4) : high[p] << (4 - k)) & 16U;
-          if constexpr (HasMinimum) return d.part[p] * to_floats(q) + minimum.part[p];
-          else return d.part[p] * to_floats(q - (1U << (Bits - 1)));
-        }));
+        use(k, map_words(words, i / 4, [&](int p, Words w) {
+              Words q = (w >> (8 * (i % 4) + 4 * half)) & 15U;
+              if constexpr (Bits == 5) q |= (k >= 4 ? high.part[p] >> (k - 4) : high.part[p] << (4 - k)) & 16U;
+              if constexpr (HasMinimum) return d.part[p] * to_floats(q) + minimum.part[p];
+              else return d.part[p] * to_floats(q - (1U << (Bits - 1)));
+            }));
       }
     }
   }
@@ -198,50 +292,52 @@ struct StoredColumns<QuantisedBlock256<Bits>> {
   using Block = QuantisedBlock256<Bits>;
   static constexpr Index depth = Block::values, bytes = Block::bytes;
 
-  [[gnu::always_inline]] static void decode(const std::byte* first, Index row_bytes, const auto& use) {
-    const PanelWords head(first, row_bytes);
+  [[gnu::always_inline]] static void decode(const auto& rows, const auto& use) {
+    const auto head = rows.words(0);
     PanelFloats d, e;
+#pragma GCC unroll 2
     for (int p = 0; p < 2; ++p) {
-      d.part[p] = floats_of_f16(head.part[p].word[0]);
-      e.part[p] = floats_of_f16(head.part[p].word[0] >> 16);
+      d.part[p] = floats_of_f16(head.word(p, 0));
+      e.part[p] = floats_of_f16(head.word(p, 0) >> 16);
     }
+#pragma GCC unroll 16
     for (int group = 0; group < 8; ++group) {
       PanelFloats step, minimum;
       const unsigned shift = 8 * static_cast<unsigned>(group % 4);
+#pragma GCC unroll 2
       for (int p = 0; p < 2; ++p) {  // as Block::scale_and_minimum, byte group % 4 of three words
-        const Words a = head.part[p].word[1] >> shift, b = head.part[p].word[2] >> shift,
-                    c = head.part[p].word[3] >> shift;
+        const Words a = head.word(p, 1) >> shift, b = head.word(p, 2) >> shift, c = head.word(p, 3) >> shift;
         const Words s = group < 4 ? a & 63U : (c & 15U) | ((a >> 2) & 48U);
         const Words m = group < 4 ? b & 63U : ((c >> 4) & 15U) | ((b >> 2) & 48U);
         step.part[p] = d.part[p] * to_floats(s);
         minimum.part[p] = e.part[p] * to_floats(m);
       }
+#pragma GCC unroll 2
       for (int quarter = 0; quarter < 2; ++quarter) {
-        const std::byte* low = first + bytes - 128 + group / 2 * 32 + quarter * 16;
-        const PanelWords words(low, row_bytes);
+        const auto words = rows.words(bytes - 128 + group / 2 * 32 + quarter * 16);
         if constexpr (Bits == 5) {
-          const PanelWords high(first + 16 + quarter * 16, row_bytes);
+          const auto high = rows.words(16 + quarter * 16);
           use_quarter(words, &high, step, minimum, group, quarter, use);
         } else {
-          use_quarter(words, nullptr, step, minimum, group, quarter, use);
+          use_quarter(words, &words, step, minimum, group, quarter, use);
         }
       }
     }
   }
 
  private:
-  [[gnu::always_inline]] static void use_quarter(const PanelWords& words, const PanelWords* high,
-                                                 const PanelFloats& step, const PanelFloats& minimum, int group,
-                                                 int quarter, const auto& use) {
+  [[gnu::always_inline]] static void use_quarter(const auto& words, const auto* high, const PanelFloats& step,
+                                                 const PanelFloats& minimum, int group, int quarter, const auto& use) {
     const unsigned shift = 4 * static_cast<unsigned>(group % 2);
+#pragma GCC unroll 16
     for (int i = 0; i < 16; ++i)
-      use(32 * group + 16 * quarter + i, words.map(i / 4, [&](int p, Words w) {
-        Words q = (w >> (8 * static_cast<unsigned>(i % 4) + shift)) & 15U;
-        if constexpr (Bits == 5)
-          q |= ((high->part[p].word[i / 4] >> (8 * static_cast<unsigned>(i % 4) + static_cast<unsigned>(group))) & 1U)
-               << 4;
-        return step.part[p] * to_floats(q) - minimum.part[p];
-      }));
+      use(32 * group + 16 * quarter + i, map_words(words, i / 4, [&](int p, Words w) {
+            Words q = (w >> (8 * static_cast<unsigned>(i % 4) + shift)) & 15U;
+            if constexpr (Bits == 5)
+              q |= ((high->word(p, i / 4) >> (8 * static_cast<unsigned>(i % 4) + static_cast<unsigned>(group))) & 1U)
+                   << 4;
+            return step.part[p] * to_floats(q) - minimum.part[p];
+          }));
   }
 };
 
@@ -249,31 +345,33 @@ template <>
 struct StoredColumns<Q6_K> {
   static constexpr Index depth = Q6_K::values, bytes = Q6_K::bytes;
 
-  [[gnu::always_inline]] static void decode(const std::byte* first, Index row_bytes, const auto& use) {
-    Words scales[2];
-    read_words<std::uint16_t>(first + 208, row_bytes, scales);
-    const PanelFloats d = {{floats_of_f16(scales[0]) * 0x1p-24F, floats_of_f16(scales[1]) * 0x1p-24F}};
-    const PanelWords s(first + 192, row_bytes);
+  [[gnu::always_inline]] static void decode(const auto& rows, const auto& use) {
+    const PanelNumbers scales = rows.template numbers<std::uint16_t>(208);
+    const PanelFloats d = {{floats_of_f16(scales.part[0]) * 0x1p-24F, floats_of_f16(scales.part[1]) * 0x1p-24F}};
+    const auto s = rows.words(192);
+#pragma GCC unroll 16
     for (int group = 0; group < 16; ++group) {  // of 16 values
       const int half = group / 8, run = group % 8 / 2, quarter = group % 2;
-      const PanelWords low(first + half * 64 + run % 2 * 32 + quarter * 16, row_bytes),
-          high(first + 128 + half * 32 + quarter * 16, row_bytes);
+      const auto low = rows.words(half * 64 + run % 2 * 32 + quarter * 16),
+                 high = rows.words(128 + half * 32 + quarter * 16);
       const unsigned low_shift = 4 * static_cast<unsigned>(run / 2), high_shift = 2 * static_cast<unsigned>(run);
       PanelFloats step;
+#pragma GCC unroll 2
       for (int p = 0; p < 2; ++p) {
-        const Words word = group / 4 == 0   ? s.part[p].word[0]
-                           : group / 4 == 1 ? s.part[p].word[1]
-                           : group / 4 == 2 ? s.part[p].word[2]
-                                            : s.part[p].word[3];
+        const Words word = group / 4 == 0   ? s.word(p, 0)
+                           : group / 4 == 1 ? s.word(p, 1)
+                           : group / 4 == 2 ? s.word(p, 2)
+                                            : s.word(p, 3);
         step.part[p] = d.part[p] * to_floats((word << (24 - 8 * static_cast<unsigned>(group % 4))) & 0xFF000000U);
       }
+#pragma GCC unroll 16
       for (int i = 0; i < 16; ++i)
-        use(16 * group + i, low.map(i / 4, [&](int p, Words w) {
-          const unsigned byte = 8 * static_cast<unsigned>(i % 4);
-          const Words q = ((w >> (byte + low_shift)) & 15U) | ((high.part[p].word[i / 4] >> (byte + high_shift)) & 3U)
-                                                                  << 4;
-          return step.part[p] * to_floats(q - 32U);
-        }));
+        use(16 * group + i, map_words(low, i / 4, [&](int p, Words w) {
+              const unsigned byte = 8 * static_cast<unsigned>(i % 4);
+              const Words q = ((w >> (byte + low_shift)) & 15U) | ((high.word(p, i / 4) >> (byte + high_shift)) & 3U)
+                                                                      << 4;
+              return step.part[p] * to_floats(q - 32U);
+            }));
     }
   }
 };
