@@ -70,20 +70,20 @@ measure() {
 load=$(cut -d ' ' -f 1 /proc/loadavg)
 for type in F32 BF16 Q8_0; do
   file=$(in_type "$small" "$type")
-  measure "SmolLM2-135M $type" decode stored "$file"
+  measure "SmolLM2-135M $type" decode interleaved "$file"
   if [[ $type == BF16 ]]; then measure "SmolLM2-135M $type" decode bf16 "$file"; fi
   measure "SmolLM2-135M $type" prefill packed "$file"
   if [[ $type == BF16 ]]; then measure "SmolLM2-135M $type" prefill bf16 "$file"; fi
   rm "$file"
 done
-measure "SmolLM2-135M Q4_1" decode stored "$small"
+measure "SmolLM2-135M Q4_1" decode interleaved "$small"
 for type in F32 BF16 Q8_0; do
   file=$(in_type "$large" "$type")
-  measure "Gemma-3-270M $type" decode stored "$file"
+  measure "Gemma-3-270M $type" decode interleaved "$file"
   rm "$file"
 done
-measure "Gemma-3-270M Q4_K_M" decode stored "$large"
-measure "composed, Q4_1 and Q4_K_M" decode stored "$small" "$large"
+measure "Gemma-3-270M Q4_K_M" decode interleaved "$large"
+measure "composed, Q4_1 and Q4_K_M" decode interleaved "$small" "$large"
 
 echo "calm:      $decode --products PRODUCTS --threads $threads"
 echo "llama.cpp: $llama/llama-bench -t $threads; decode: -p 0 -n 128, prefill: -p 128 -n 0"

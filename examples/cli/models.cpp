@@ -37,7 +37,8 @@ calm::MakeProducts products_of(Command command, const Options& o) {
   if (o.compute == "bf16") return calm::bf16_products;
   const bool many_rows =
       command == Command::train || command == Command::gradients || (command == Command::eval && o.metric == "nll");
-  return many_rows ? nullptr : calm::stored_products;
+  if (many_rows) return nullptr;
+  return command == Command::logits ? calm::stored_products : calm::interleaved_products;
 }
 
 calm::Links links_of(const Options& o) {

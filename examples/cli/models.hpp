@@ -40,8 +40,8 @@ struct OpenedAugment {
 /// Of any architecture.
 OpenedAugment open_augment(const std::string& path);
 
-/// The products that a command computes with: in f32 what multiplies many rows packs frozen weights, all else reads
-/// them as they are stored.
+/// The products that a command computes with: in f32 what multiplies many rows packs frozen weights, what decodes keeps
+/// them interleaved, and what reads one prompt takes them as they are stored.
 calm::MakeProducts products_of(Command command, const Options& o);
 
 /// What `calm inspect` says of a model's weights.

@@ -1,11 +1,9 @@
 // Products of CpuBackend with frozen weights as they are stored: no f32 form of them is made or kept. Results have the
 // bits of the backend's own products, which pack frozen weights and are quicker where thousands of rows are multiplied.
 //
-//   Context<CpuBackend>(threads, stored_products)        reads the rows of the file and keeps nothing: ready at once
-//   Context<CpuBackend>(threads, interleaved_products)   keeps a copy of as many bytes, in which the rows of a panel
-//   are
-//                                                        transposed: best for decoding, where the copy pays for itself
-//                                                        within a few tokens
+// Context<CpuBackend>(threads, stored_products) reads the rows of the file and keeps nothing, so that it is ready at
+// once. With interleaved_products a weight is copied when it is first needed, into as many bytes, the rows of a panel
+// transposed: best for decoding, where the copy pays for itself within some tokens.
 //
 // A panel of rows is decoded, for one row of x straight into the sums, for more into the scratch of the thread, which
 // register_tile then multiplies. Either way the products of an element are added in the order of k, so that its bits
@@ -39,45 +37,45 @@ template <class Columns>
     fn(k, left, StoredRows{rest, Columns::bytes});
   }
 }
-template <class Columns>
-[[gnu::always_inline]] inline void for_each_piece(InterleavedRows rows, Index depth, const auto& fn) {
+template <class Columns, int Panels>
+[[gnu::always_inline]] inline void for_each_piece(InterleavedRows<Panels> rows, Index depth, const auto& fn) {
   Index k = 0;
   for (; k + Columns::depth <= depth; k += Columns::depth, rows = rows.from(Columns::bytes))
     fn(k, std::integral_constant<Index, Columns::depth>{}, rows);
   if (k < depth) fn(k, depth - k, rows);
 }
 
-/// Calls use(k, values) for all k of a whole panel of rows.
+/// Calls use(k, the values of each part) for all k of whole panels of rows.
 template <class Columns>
 [[gnu::always_inline]] inline void for_each_column(auto rows, Index depth, const auto& use) {
   for_each_piece<Columns>(rows, depth, [&](Index k, auto count, auto block) {
-    Columns::decode(block, [&](int j, const PanelFloats& values) {
+    Columns::decode(block, [&](int j, const auto& values) {
       if (j < count) use(k + j, values);
     });
   });
 }
 
-/// y = x W^T for one row x and a panel of rows of W, or added to y.
-template <class Columns>
-[[gnu::noinline]] void multiply_row(const float* x, auto rows, Index depth, float* y, Index columns, bool add) {
-  float edge[panel_columns<float>] = {};
-  float* target = columns == panel_columns<float> ? y : edge;
+/// y = x W^T for one row x and the rows of one or two panels of W, or added to y.
+template <class Columns, class Rows>
+[[gnu::noinline]] void multiply_row(const float* x, Rows rows, Index depth, float* y, Index columns, bool add) {
+  constexpr Index width = Rows::parts * row_lanes;
+  float edge[width] = {};
+  float* target = columns == width ? y : edge;
   if (target == edge) std::copy_n(y, columns, edge);
   auto* const parts = reinterpret_cast<Floats*>(target);
-  Floats first = {}, second = {};
-  if (add) first = parts[0], second = parts[1];
-  for_each_column<Columns>(rows, depth, [&](Index k, const PanelFloats& values) {
-    first += x[k] * values.part[0];
-    second += x[k] * values.part[1];
+  auto sum = each_part<Rows::parts>([&](int p) { return add ? parts[p] : Floats{}; });
+  for_each_column<Columns>(rows, depth, [&](Index k, const auto& values) {
+    sum = each_part<Rows::parts>([&](int p) { return sum.part[p] + x[k] * values.part[p]; });
   });
-  parts[0] = first, parts[1] = second;
+#pragma GCC unroll 4
+  for (int p = 0; p < Rows::parts; ++p) parts[p] = sum.part[p];
   if (target == edge) std::copy_n(edge, columns, y);
 }
 
 /// The panel [depth, panel_columns] of cpu_product.hpp.
 template <class Columns>
 [[gnu::noinline]] void decode_panel(auto rows, Index depth, float* panel) {
-  for_each_column<Columns>(rows, depth, [&](Index k, const PanelFloats& values) {
+  for_each_column<Columns>(rows, depth, [&](Index k, const auto& values) {
     std::memcpy(panel + k * panel_columns<float>, &values, sizeof(values));
   });
 }
@@ -92,12 +90,32 @@ inline StoredRows rows_of_panel(Arena<HostMemory>& arena, const StoredMatrix& w,
   return {copy, bytes};
 }
 
-/// A weight whose panels are interleaved, in the stored type. The last blocks of rows that are none are filled up.
+/// The panels of a weight as they lie in the file.
+struct StoredPanels {
+  const StoredMatrix& weight;
+
+  template <class Columns>
+  static constexpr int most = 1;  // at a time
+
+  template <int>
+  StoredRows panels(Arena<HostMemory>& arena, Index first) const {
+    return rows_of_panel(arena, weight, first);
+  }
+};
+
+/// A weight whose panels are interleaved, in the stored type; rows and blocks that it lacks are filled up.
 struct InterleavedForm {
   Matrix<std::byte> values;  // a panel a row
 
+  /// Two at a time, so that more sums go on, where the machine's registers hold what is needed for that.
+  template <class Columns>
+  static constexpr int most = 4 * (Columns::kept + 2) < (vector_bytes == 64 ? 32 : 16) ? 2 : 1;
+
   std::size_t bytes() const { return values.bytes(); }
-  InterleavedRows panel(Index p) const { return {&values(p, 0)}; }
+  template <int Panels>
+  InterleavedRows<Panels> panels(Arena<HostMemory>& /*arena*/, Index first) const {
+    return {&values(first, 0), values.cols()};
+  }
 };
 
 template <class Stored>
@@ -110,7 +128,7 @@ InterleavedForm interleaved(ThreadPool& pool, Scratch& scratch, const StoredMatr
     arena.reset();
     for_each_piece<Columns>(rows_of_panel(arena, w, p), w.cols(), [&](Index k, auto, StoredRows rows) {
       std::byte* const target = &form.values(p, k / Columns::depth * Columns::bytes * panel_rows);
-      Columns::decode(Interleaver{rows, target}, [](int, const PanelFloats&) {});
+      Columns::decode(Interleaver{rows, target}, [](int, const auto&) {});
     });
   });
   return form;
@@ -119,29 +137,38 @@ InterleavedForm interleaved(ThreadPool& pool, Scratch& scratch, const StoredMatr
 /// Values of a row that are decoded at once: whole blocks of every type, and a panel that stays in the cache.
 inline constexpr Index slice = 256;
 
-/// y = x w^T, for panel(arena, p): the rows of panel p of w            [T, in], [out, in] -> [T, out]
-template <class Columns>
-void multiply_columns(ThreadPool& pool, Scratch& scratch, MatrixView<const float> x, Index out, MatrixView<float> y,
-                      bool add, const auto& panel) {
+/// y = x w^T, for a `weight` with panels<Panels>(arena, first)        [T, in], [out, in] -> [T, out]
+template <class Columns, class Weight>
+void multiply_columns(ThreadPool& pool, Scratch& scratch, MatrixView<const float> x, const Weight& weight,
+                      MatrixView<float> y, bool add) {
   constexpr Index many_rows = 8 * rows_of_tile;  // decoding is paid for by many rows
-  const Index panels = panels_of<float>(out), group = std::clamp<Index>(panels / 64, 1, 8);
+  constexpr int most = Weight::template most<Columns>;
+  const Index panels = panels_of<float>(y.cols), group = ceil_divide(std::clamp<Index>(panels / 64, 1, 8), most) * most;
   for_each_block(pool, y.rows, many_rows, panels, group, [&](const Block& b, int thread) {
     auto& arena = scratch[static_cast<std::size_t>(thread)];
-    for (Index p = b.column; p < b.column + b.columns; ++p) {
+    const auto target_of = [&](Index p, Index count) {
+      const Index column = p * panel_rows;
+      return y.middle_rows(b.row, b.rows).middle_cols(column, std::min(count * panel_rows, y.cols - column));
+    };
+    const auto multiply_panels = [&]<int Panels>(std::integral_constant<int, Panels>, Index p) {
+      const auto target = target_of(p, Panels);
+      multiply_row<Columns>(x.row(b.row), weight.template panels<Panels>(arena, p), x.cols, target.data, target.cols,
+                            add);
+    };
+    for (Index p = b.column, end = b.column + b.columns; p < end; ++p) {
       arena.reset();
-      const auto rows = panel(arena, p);
-      const Index first = p * panel_rows, count = std::min(panel_rows, out - first);
-      const auto target = y.middle_rows(b.row, b.rows).middle_cols(first, count);
       if (b.rows == 1) {
-        multiply_row<Columns>(x.row(b.row), rows, x.cols, target.data, count, add);
+        if (p + most <= end) multiply_panels(std::integral_constant<int, most>{}, p), p += most - 1;
+        else multiply_panels(std::integral_constant<int, 1>{}, p);
         continue;
       }
+      const auto rows = weight.template panels<1>(arena, p);
       float* const values = arena.allocate<float>(slice * panel_columns<float>);
       for (Index k = 0; k == 0 || k < x.cols; k += slice) {
         const Index depth = std::min(slice, x.cols - k);
         decode_panel<Columns>(rows.from(k / Columns::depth * Columns::bytes), depth, values);
-        panel_product<float>(b.rows, depth, {x.row(b.row) + k, x.stride, 1}, values, panel_columns<float>, target,
-                             add || k > 0);
+        panel_product<float>(b.rows, depth, {x.row(b.row) + k, x.stride, 1}, values, panel_columns<float>,
+                             target_of(p, 1), add || k > 0);
       }
     }
   });
@@ -185,16 +212,12 @@ class StoredProducts final : public Products {
 
   void multiply(MatrixView<const float> x, const StoredMatrix& w, MatrixView<float> y, bool add) override {
     visit_dtype(w.dtype(), [&]<class Stored>(Stored) {
-      using Columns = StoredColumns<Stored>;
-      const auto product = [&](const auto& panel) {
-        multiply_columns<Columns>(pool_, scratch_, x, w.rows(), y, add, panel);
+      const auto product = [&](const auto& weight) {
+        multiply_columns<StoredColumns<Stored>>(pool_, scratch_, x, weight, y, add);
       };
-      if constexpr (Form == StoredForm::interleaved) {
-        const auto& form = w.packed<InterleavedForm>([&] { return cpu::interleaved<Stored>(pool_, scratch_, w); });
-        product([&](auto&, Index p) { return form.panel(p); });
-      } else {
-        product([&](auto& arena, Index p) { return rows_of_panel(arena, w, p); });
-      }
+      if constexpr (Form == StoredForm::interleaved)
+        product(w.packed<InterleavedForm>([&] { return cpu::interleaved<Stored>(pool_, scratch_, w); }));
+      else product(StoredPanels{w});
     });
   }
   void multiply(MatrixView<const float> x, MatrixView<const float> w, MatrixView<float> y, bool add) override {

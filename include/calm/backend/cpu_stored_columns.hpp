@@ -21,10 +21,20 @@ using Words = Vector<std::uint32_t>;
 using Integers = Vector<std::int32_t>;
 inline constexpr Index row_lanes = lanes_of<float>;
 
-/// One value of every row of a panel.
-struct PanelFloats {
-  Floats part[2];
+/// A vector for each part of one or two panels: a value of every row.
+template <class T, int Parts>
+struct PanelVectors {
+  Vector<T> part[Parts];
 };
+
+/// of(p) for each part.
+template <int Parts, class Of>
+[[gnu::always_inline]] inline auto each_part(const Of& of) {
+  PanelVectors<std::decay_t<decltype(of(0)[0])>, Parts> all;
+#pragma GCC unroll 4
+  for (int p = 0; p < Parts; ++p) all.part[p] = of(p);
+  return all;
+}
 
 inline Floats as_floats(Words bits) { return reinterpret_cast<Floats>(bits); }
 inline Floats to_floats(Words small) { return __builtin_convertvector(reinterpret_cast<Integers>(small), Floats); }
@@ -94,28 +104,15 @@ struct PanelWords {
   [[gnu::always_inline]] Words word(int p, int t) const { return part[p].word[t]; }
 };
 
-/// The same, read where it lies.
-struct InterleavedWords {
-  const std::byte* first;
-
-  [[gnu::always_inline]] Words word(int p, int t) const {
-    return *reinterpret_cast<const Words*>(first + (4 * p + t) * vector_bytes);
-  }
-};
-
-/// of(part, word t of its rows) for both parts.
-template <class Of>
-[[gnu::always_inline]] inline PanelFloats map_words(const auto& words, int t, const Of& of) {
-  return {{of(0, words.word(0, t)), of(1, words.word(1, t))}};
+/// of(part, word t of its rows) for each part of `rows`.
+template <class Rows, class Of>
+[[gnu::always_inline]] inline auto map_words(const auto& words, int t, const Of& of) {
+  return each_part<Rows::parts>([&](int p) { return of(p, words.word(p, t)); });
 }
-
-/// A number of every row, in words.
-struct PanelNumbers {
-  Words part[2];
-};
 
 /// A panel of rows as they are stored, row_bytes apart.
 struct StoredRows {
+  static constexpr int parts = 2;
   const std::byte* first;
   Index row_bytes;
 
@@ -126,14 +123,14 @@ struct StoredRows {
   }
   /// Bytes [place, place + sizeof(T)) as a T, 16 or 32 bits wide.
   template <class T>
-  [[gnu::always_inline]] PanelNumbers numbers(Index place) const {
+  [[gnu::always_inline]] PanelVectors<std::uint32_t, parts> numbers(Index place) const {
     std::uint32_t each[panel_rows];
     for (Index i = 0; i < panel_rows; ++i) {
       T value;
       std::memcpy(&value, first + place + i * row_bytes, sizeof(T));
       each[i] = value;
     }
-    PanelNumbers all;
+    PanelVectors<std::uint32_t, parts> all;
     std::memcpy(&all, each, sizeof(each));
     return all;
   }
@@ -141,24 +138,41 @@ struct StoredRows {
   [[gnu::always_inline]] StoredRows from(Index place) const { return {first + place, row_bytes}; }
 };
 
-/// The same panel with the fields of all its rows side by side: what lies at byte `place` of a row begins at byte
-/// place * panel_rows, words as words() and numbers as numbers() give them.
+/// Panels with the fields of all their rows side by side: what lies at byte `place` of a row begins at byte
+/// place * panel_rows of a panel, words as words() and numbers as numbers() give them. Two panels at a time keep more
+/// sums going.
+template <int Panels>
 struct InterleavedRows {
+  static constexpr int parts = 2 * Panels;
   const std::byte* first;
+  Index panel_bytes;
 
-  [[gnu::always_inline]] InterleavedWords words(Index place) const { return {first + place * panel_rows}; }
+  struct At {
+    const std::byte* first;
+    Index panel_bytes;
+
+    /// Word t of the rows of part p.
+    [[gnu::always_inline]] Words word(int p, int t) const {
+      return *reinterpret_cast<const Words*>(first + p / 2 * panel_bytes + (p % 2 * 4 + t) * vector_bytes);
+    }
+  };
+  [[gnu::always_inline]] At words(Index place) const { return {first + place * panel_rows, panel_bytes}; }
+
   template <class T>
-  [[gnu::always_inline]] PanelNumbers numbers(Index place) const {
+  [[gnu::always_inline]] PanelVectors<std::uint32_t, parts> numbers(Index place) const {
     typedef T Narrow
         __attribute__((vector_size(row_lanes * sizeof(T)), aligned(1), may_alias));  // NOLINT(modernize-use-using)
-    const auto* parts = reinterpret_cast<const Narrow*>(first + place * panel_rows);
-    return {{__builtin_convertvector(parts[0], Words), __builtin_convertvector(parts[1], Words)}};
+    return each_part<parts>([&](int p) {
+      const auto* numbers = reinterpret_cast<const Narrow*>(first + p / 2 * panel_bytes + place * panel_rows);
+      return __builtin_convertvector(numbers[p % 2], Words);
+    });
   }
-  [[gnu::always_inline]] InterleavedRows from(Index place) const { return {first + place * panel_rows}; }
+  [[gnu::always_inline]] InterleavedRows from(Index place) const { return {first + place * panel_rows, panel_bytes}; }
 };
 
 /// A source that writes all that it is asked for to where InterleavedRows reads it.
 struct Interleaver {
+  static constexpr int parts = StoredRows::parts;
   StoredRows rows;
   std::byte* target;
 
@@ -168,7 +182,7 @@ struct Interleaver {
     return all;
   }
   template <class T>
-  PanelNumbers numbers(Index place) const {
+  PanelVectors<std::uint32_t, parts> numbers(Index place) const {
     for (Index i = 0; i < panel_rows; ++i)
       std::memcpy(target + place * panel_rows + i * static_cast<Index>(sizeof(T)),
                   rows.first + place + i * rows.row_bytes, sizeof(T));
@@ -176,18 +190,20 @@ struct Interleaver {
   }
 };
 
-/// StoredColumns<Stored>: `depth` values of each row lie in `bytes`. decode() calls use(k, PanelFloats) for k from 0 to
-/// depth - 1, in this order.
+/// StoredColumns<Stored>: `depth` values of each row lie in `bytes`. decode() calls use(k, the values of each part) for
+/// k from 0 to depth - 1, in this order.
 template <class Stored>
 struct StoredColumns;
 
 template <>
 struct StoredColumns<double> {
   static constexpr Index depth = 2, bytes = 16;
-  [[gnu::always_inline]] static void decode(const auto& rows, const auto& use) {
+  static constexpr int kept = 0;
+  template <class Rows>
+  [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
     const auto words = rows.words(0);
     for (int t = 0; t < 2; ++t)
-      use(t, map_words(words, 2 * t, [&](int p, Words low) {
+      use(t, map_words<Rows>(words, 2 * t, [&](int p, Words low) {
             const Words high = words.word(p, 2 * t + 1);
             Floats values{};
             for (Index i = 0; i < row_lanes; ++i)
@@ -200,22 +216,26 @@ struct StoredColumns<double> {
 template <>
 struct StoredColumns<float> {
   static constexpr Index depth = 4, bytes = 16;
-  [[gnu::always_inline]] static void decode(const auto& rows, const auto& use) {
+  static constexpr int kept = 0;
+  template <class Rows>
+  [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
     const auto words = rows.words(0);
 #pragma GCC unroll 16
-    for (int t = 0; t < 4; ++t) use(t, map_words(words, t, [](int, Words w) { return as_floats(w); }));
+    for (int t = 0; t < 4; ++t) use(t, map_words<Rows>(words, t, [](int, Words w) { return as_floats(w); }));
   }
 };
 
 template <>
 struct StoredColumns<bf16> {
   static constexpr Index depth = 8, bytes = 16;
-  [[gnu::always_inline]] static void decode(const auto& rows, const auto& use) {
+  static constexpr int kept = 0;
+  template <class Rows>
+  [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
     const auto words = rows.words(0);
 #pragma GCC unroll 16
     for (int t = 0; t < 4; ++t) {
-      use(2 * t, map_words(words, t, [](int, Words w) { return as_floats(w << 16); }));
-      use(2 * t + 1, map_words(words, t, [](int, Words w) { return as_floats(w & 0xFFFF0000U); }));
+      use(2 * t, map_words<Rows>(words, t, [](int, Words w) { return as_floats(w << 16); }));
+      use(2 * t + 1, map_words<Rows>(words, t, [](int, Words w) { return as_floats(w & 0xFFFF0000U); }));
     }
   }
 };
@@ -223,12 +243,14 @@ struct StoredColumns<bf16> {
 template <>
 struct StoredColumns<f16> {
   static constexpr Index depth = 8, bytes = 16;
-  [[gnu::always_inline]] static void decode(const auto& rows, const auto& use) {
+  static constexpr int kept = 0;
+  template <class Rows>
+  [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
     const auto words = rows.words(0);
 #pragma GCC unroll 16
     for (int t = 0; t < 4; ++t) {
-      use(2 * t, map_words(words, t, [](int, Words w) { return floats_of_f16(w); }));
-      use(2 * t + 1, map_words(words, t, [](int, Words w) { return floats_of_f16(w >> 16); }));
+      use(2 * t, map_words<Rows>(words, t, [](int, Words w) { return floats_of_f16(w); }));
+      use(2 * t + 1, map_words<Rows>(words, t, [](int, Words w) { return floats_of_f16(w >> 16); }));
     }
   }
 };
@@ -239,15 +261,18 @@ struct StoredColumns<f16> {
 template <>
 struct StoredColumns<Q8_0> {
   static constexpr Index depth = Q8_0::values, bytes = Q8_0::bytes;
-  [[gnu::always_inline]] static void decode(const auto& rows, const auto& use) {
-    const PanelNumbers scales = rows.template numbers<std::uint16_t>(0);
-    const PanelFloats d = {{floats_of_f16(scales.part[0]) * 0x1p-24F, floats_of_f16(scales.part[1]) * 0x1p-24F}};
+  static constexpr int kept = 1;
+  template <class Rows>
+  [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
+    const auto scales = rows.template numbers<std::uint16_t>(0);
+    const auto d = each_part<Rows::parts>([&](int p) { return floats_of_f16(scales.part[p]) * 0x1p-24F; });
 #pragma GCC unroll 2
     for (int quarter = 0; quarter < 2; ++quarter) {
       const auto words = rows.words(2 + 16 * quarter);
 #pragma GCC unroll 16
       for (int k = 0; k < 16; ++k)
-        use(16 * quarter + k, map_words(words, k / 4, [&](int p, Words w) { return d.part[p] * high_byte(w, k % 4); }));
+        use(16 * quarter + k,
+            map_words<Rows>(words, k / 4, [&](int p, Words w) { return d.part[p] * high_byte(w, k % 4); }));
     }
   }
 };
@@ -257,17 +282,14 @@ template <int Bits, bool HasMinimum>
 struct StoredColumns<QuantisedBlock32<Bits, HasMinimum>> {
   using Block = QuantisedBlock32<Bits, HasMinimum>;
   static constexpr Index depth = 32, bytes = Block::bytes;
+  static constexpr int kept = 1 + (HasMinimum ? 1 : 0) + (Bits == 5 ? 1 : 0);
 
-  [[gnu::always_inline]] static void decode(const auto& rows, const auto& use) {
-    PanelNumbers scales, high = {};
-    PanelFloats d, minimum;
-    if constexpr (HasMinimum) scales = rows.template numbers<std::uint32_t>(0);
-    else scales = rows.template numbers<std::uint16_t>(0);
-#pragma GCC unroll 2
-    for (int p = 0; p < 2; ++p) {
-      d.part[p] = floats_of_f16(scales.part[p]);
-      minimum.part[p] = floats_of_f16(scales.part[p] >> 16);
-    }
+  template <class Rows>
+  [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
+    const auto scales = rows.template numbers<std::conditional_t<HasMinimum, std::uint32_t, std::uint16_t>>(0);
+    const auto d = each_part<Rows::parts>([&](int p) { return floats_of_f16(scales.part[p]); });
+    const auto minimum = each_part<Rows::parts>([&](int p) { return floats_of_f16(scales.part[p] >> 16); });
+    auto high = each_part<Rows::parts>([](int) { return Words{}; });
     if constexpr (Bits == 5) high = rows.template numbers<std::uint32_t>(HasMinimum ? 4 : 2);
     const auto words = rows.words(bytes - 16);
 #pragma GCC unroll 2
@@ -275,7 +297,7 @@ struct StoredColumns<QuantisedBlock32<Bits, HasMinimum>> {
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) {
         const int k = 16 * half + i;
-        use(k, map_words(words, i / 4, [&](int p, Words w) {
+        use(k, map_words<Rows>(words, i / 4, [&](int p, Words w) {
               Words q = (w >> (8 * (i % 4) + 4 * half)) & 15U;
               if constexpr (Bits == 5) q |= (k >= 4 ? high.part[p] >> (k - 4) : high.part[p] << (4 - k)) & 16U;
               if constexpr (HasMinimum) return d.part[p] * to_floats(q) + minimum.part[p];
@@ -291,63 +313,50 @@ template <int Bits>
 struct StoredColumns<QuantisedBlock256<Bits>> {
   using Block = QuantisedBlock256<Bits>;
   static constexpr Index depth = Block::values, bytes = Block::bytes;
+  static constexpr int kept = 2;
 
-  [[gnu::always_inline]] static void decode(const auto& rows, const auto& use) {
+  template <class Rows>
+  [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
     const auto head = rows.words(0);
-    PanelFloats d, e;
-#pragma GCC unroll 2
-    for (int p = 0; p < 2; ++p) {
-      d.part[p] = floats_of_f16(head.word(p, 0));
-      e.part[p] = floats_of_f16(head.word(p, 0) >> 16);
-    }
+    const auto d = map_words<Rows>(head, 0, [](int, Words w) { return floats_of_f16(w); });
+    const auto e = map_words<Rows>(head, 0, [](int, Words w) { return floats_of_f16(w >> 16); });
 #pragma GCC unroll 16
     for (int group = 0; group < 8; ++group) {
-      PanelFloats step, minimum;
+      // As Block::scale_and_minimum: byte group % 4 of words 1 to 3.
       const unsigned shift = 8 * static_cast<unsigned>(group % 4);
-#pragma GCC unroll 2
-      for (int p = 0; p < 2; ++p) {  // as Block::scale_and_minimum, byte group % 4 of three words
-        const Words a = head.word(p, 1) >> shift, b = head.word(p, 2) >> shift, c = head.word(p, 3) >> shift;
-        const Words s = group < 4 ? a & 63U : (c & 15U) | ((a >> 2) & 48U);
-        const Words m = group < 4 ? b & 63U : ((c >> 4) & 15U) | ((b >> 2) & 48U);
-        step.part[p] = d.part[p] * to_floats(s);
-        minimum.part[p] = e.part[p] * to_floats(m);
-      }
+      const auto six_bits = [&](int p, int word, unsigned half) {
+        const Words own = head.word(p, word) >> shift, third = head.word(p, 3) >> shift;
+        return to_floats(group < 4 ? own & 63U : ((third >> half) & 15U) | ((own >> 2) & 48U));
+      };
+      const auto step = each_part<Rows::parts>([&](int p) { return d.part[p] * six_bits(p, 1, 0); });
+      const auto minimum = each_part<Rows::parts>([&](int p) { return e.part[p] * six_bits(p, 2, 4); });
 #pragma GCC unroll 2
       for (int quarter = 0; quarter < 2; ++quarter) {
-        const auto words = rows.words(bytes - 128 + group / 2 * 32 + quarter * 16);
-        if constexpr (Bits == 5) {
-          const auto high = rows.words(16 + quarter * 16);
-          use_quarter(words, &high, step, minimum, group, quarter, use);
-        } else {
-          use_quarter(words, &words, step, minimum, group, quarter, use);
-        }
+        const auto low = rows.words(bytes - 128 + group / 2 * 32 + quarter * 16);
+        const auto high = rows.words(16 + quarter * 16);  // of q5_k
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i)
+          use(32 * group + 16 * quarter + i, map_words<Rows>(low, i / 4, [&](int p, Words w) {
+                const unsigned byte = 8 * static_cast<unsigned>(i % 4);
+                Words q = (w >> (byte + 4 * static_cast<unsigned>(group % 2))) & 15U;
+                if constexpr (Bits == 5)
+                  q |= ((high.word(p, i / 4) >> (byte + static_cast<unsigned>(group))) & 1U) << 4;
+                return step.part[p] * to_floats(q) - minimum.part[p];
+              }));
       }
     }
-  }
-
- private:
-  [[gnu::always_inline]] static void use_quarter(const auto& words, const auto* high, const PanelFloats& step,
-                                                 const PanelFloats& minimum, int group, int quarter, const auto& use) {
-    const unsigned shift = 4 * static_cast<unsigned>(group % 2);
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i)
-      use(32 * group + 16 * quarter + i, map_words(words, i / 4, [&](int p, Words w) {
-            Words q = (w >> (8 * static_cast<unsigned>(i % 4) + shift)) & 15U;
-            if constexpr (Bits == 5)
-              q |= ((high->word(p, i / 4) >> (8 * static_cast<unsigned>(i % 4) + static_cast<unsigned>(group))) & 1U)
-                   << 4;
-            return step.part[p] * to_floats(q) - minimum.part[p];
-          }));
   }
 };
 
 template <>
 struct StoredColumns<Q6_K> {
   static constexpr Index depth = Q6_K::values, bytes = Q6_K::bytes;
+  static constexpr int kept = 2;
 
-  [[gnu::always_inline]] static void decode(const auto& rows, const auto& use) {
-    const PanelNumbers scales = rows.template numbers<std::uint16_t>(208);
-    const PanelFloats d = {{floats_of_f16(scales.part[0]) * 0x1p-24F, floats_of_f16(scales.part[1]) * 0x1p-24F}};
+  template <class Rows>
+  [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
+    const auto scales = rows.template numbers<std::uint16_t>(208);
+    const auto d = each_part<Rows::parts>([&](int p) { return floats_of_f16(scales.part[p]) * 0x1p-24F; });
     const auto s = rows.words(192);
 #pragma GCC unroll 16
     for (int group = 0; group < 16; ++group) {  // of 16 values
@@ -355,18 +364,11 @@ struct StoredColumns<Q6_K> {
       const auto low = rows.words(half * 64 + run % 2 * 32 + quarter * 16),
                  high = rows.words(128 + half * 32 + quarter * 16);
       const unsigned low_shift = 4 * static_cast<unsigned>(run / 2), high_shift = 2 * static_cast<unsigned>(run);
-      PanelFloats step;
-#pragma GCC unroll 2
-      for (int p = 0; p < 2; ++p) {
-        const Words word = group / 4 == 0   ? s.word(p, 0)
-                           : group / 4 == 1 ? s.word(p, 1)
-                           : group / 4 == 2 ? s.word(p, 2)
-                                            : s.word(p, 3);
-        step.part[p] = d.part[p] * to_floats((word << (24 - 8 * static_cast<unsigned>(group % 4))) & 0xFF000000U);
-      }
+      const auto step =
+          map_words<Rows>(s, group / 4, [&](int p, Words w) { return d.part[p] * high_byte(w, group % 4); });
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i)
-        use(16 * group + i, map_words(low, i / 4, [&](int p, Words w) {
+        use(16 * group + i, map_words<Rows>(low, i / 4, [&](int p, Words w) {
               const unsigned byte = 8 * static_cast<unsigned>(i % 4);
               const Words q = ((w >> (byte + low_shift)) & 15U) | ((high.word(p, i / 4) >> (byte + high_shift)) & 3U)
                                                                       << 4;
