@@ -63,31 +63,34 @@ struct Multiplication {
 /// c [Rows, Vectors of a panel] = a b, or added to c; b has `depth` rows, b_stride apart. c may be narrower: `columns`.
 /// In is the type of the operands and as wide as S. `a` by reference: a copy on the stack would be read in wider pieces
 /// than it is written in, for which a processor waits until all earlier writes are done. The sums stay in registers:
-/// for that Add is known to the compiler, and it is asked to unroll the loops over them before it places variables.
-/// The memory is asked for the rows that come next, and for those that are written: so short rows are not foreseen.
-template <Index Rows, Index Vectors, bool Add, class In, class S>
-void register_tile(Index depth, const Strided<In>& a, const In* b, Index b_stride, S* c, Index c_stride,
-                   Index columns) {
+/// for that they begin in one way, with what is in c or with zeros that are read as if they were c, and the compiler is
+/// asked to unroll the loops over them before it places variables. The memory is asked for the rows that come next, and
+/// for those that are written: so short rows are not foreseen.
+template <Index Rows, Index Vectors, class In, class S>
+void register_tile(Index depth, const Strided<In>& a, const In* b, Index b_stride, S* c, Index c_stride, Index columns,
+                   bool add) {
   using V = Vector<S>;
   constexpr Index lanes = lanes_of<S>, line = 64 / static_cast<Index>(sizeof(S));
   constexpr Index width = Vectors * lanes;
+  static constexpr S zeros[width] = {};
   const bool whole = columns == width;
   S buffer[Rows * width];  // in place of c where that is narrower, all rows at a time: a row alone would be read back
                            // before it is written
   S* const target = whole ? c : buffer;
   const Index stride = whole ? c_stride : width;
-  if (Add && !whole)
+  if (add && !whole)
     for (Index i = 0; i < Rows; ++i)
       std::fill(std::copy_n(c + i * c_stride, columns, buffer + i * width), buffer + (i + 1) * width, S{});
+  const S* const begin = add ? target : zeros;
+  const Index begin_stride = add ? stride : 0;
+  const S* const next = c + (add ? Rows : 0) * c_stride;
   V sum[Rows][Vectors];
 #pragma GCC unroll 8
   for (Index i = 0; i < Rows; ++i) {
 #pragma GCC unroll 2
-    for (Index j = 0; j < Vectors; ++j)
-      if constexpr (Add) sum[i][j] = *reinterpret_cast<const V*>(target + i * stride + j * lanes);
-      else sum[i][j] = V{};
+    for (Index j = 0; j < Vectors; ++j) sum[i][j] = *reinterpret_cast<const V*>(begin + i * begin_stride + j * lanes);
 #pragma GCC unroll 2
-    for (Index j = 0; j < width; j += line) __builtin_prefetch(c + (Add ? Rows + i : i) * c_stride + j, 1);
+    for (Index j = 0; j < width; j += line) __builtin_prefetch(next + i * c_stride + j, 1);
   }
   for (Index k = 0; k < depth;) {
     const Index end = std::min(depth, k + line);
@@ -117,21 +120,20 @@ void register_tile(Index depth, const Strided<In>& a, const In* b, Index b_strid
 template <class In, class S>
 [[gnu::noinline]] void panel_product(Index rows, Index depth, Strided<In> a, const In* b, Index b_stride,
                                      MatrixView<S> c, bool add) {
-  const auto all = [&]<Index Vectors, bool Add>(std::integral_constant<Index, Vectors>, std::bool_constant<Add>) {
+  const auto all = [&]<Index Vectors>(std::integral_constant<Index, Vectors>) {
     Index i = 0;
     const auto some = [&]<Index Rows>(std::integral_constant<Index, Rows>) {
       for (; i + Rows <= rows; i += Rows)
-        register_tile<Rows, Vectors, Add>(depth, Strided<In>{a.data + i * a.row_step, a.row_step, a.depth_step}, b,
-                                          b_stride, c.row(i), c.stride, c.cols);
+        register_tile<Rows, Vectors>(depth, Strided<In>{a.data + i * a.row_step, a.row_step, a.depth_step}, b, b_stride,
+                                     c.row(i), c.stride, c.cols, add);
     };
     some(std::integral_constant<Index, tile_rows>{});
     if constexpr (tile_rows == 6) some(std::integral_constant<Index, 4>{});
     some(std::integral_constant<Index, 2>{});
     some(std::integral_constant<Index, 1>{});
   };
-  const auto both = [&](auto vectors) { add ? all(vectors, std::true_type{}) : all(vectors, std::false_type{}); };
-  if (c.cols <= lanes_of<S>) both(std::integral_constant<Index, 1>{});
-  else both(std::integral_constant<Index, 2>{});
+  if (c.cols <= lanes_of<S>) all(std::integral_constant<Index, 1>{});
+  else all(std::integral_constant<Index, 2>{});
 }
 
 /// c = a b for b [depth, columns] with contiguous rows, or added to c. `edge` has room for depth * panel_columns

@@ -74,7 +74,8 @@ struct AlignedBatch {
   }
 
   /// Appends the next tokens of one sequence, the first `prompt_length` of which are its prompt.
-  void append(const Aligner& aligner, AlignmentState& state, std::span<const TokenId> anchor_ids, Index prompt_length) {
+  [[gnu::cold]] void append(const Aligner& aligner, AlignmentState& state, std::span<const TokenId> anchor_ids,
+                            Index prompt_length) {
     const Index first_position = state.anchor_tokens, first_key = state.augment_tokens;
     const std::size_t first_visible = visible.size();
     const auto split = static_cast<std::size_t>(prompt_length);

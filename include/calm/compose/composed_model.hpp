@@ -73,7 +73,7 @@ class ComposedModel {
     typename List::Sessions augments_;
     LinkCaches<Scalar> links_;
     std::vector<std::vector<AlignmentState>> alignment_;  // [augments][slots]
-    std::vector<std::vector<AlignmentState>> next_;       // scratch: the states after the tokens that are being added
+    std::vector<std::vector<AlignmentState>> next_;       // scratch, [augments][sequences]: after the tokens that come
     std::vector<AlignedBatch> aligned_;                   // scratch, one for each augment
     std::vector<TappedStates<Scalar>> tapped_;            // scratch, one for each augment
     bool enabled_ = true;
@@ -107,9 +107,9 @@ class ComposedModel {
   /// The lowest anchor block that a link writes after: below it nothing depends on the bridges.
   Index lowest_write() const { return links_.lowest_write(); }
 
-  View embed(auto& ctx, const TokenBatch& batch) const { return anchor_->embed(ctx, batch); }
+  [[gnu::cold]] View embed(auto& ctx, const TokenBatch& batch) const { return anchor_->embed(ctx, batch); }
 
-  void prepare_augments(auto& ctx, const TokenBatch& batch, States& states) const {
+  [[gnu::cold]] void prepare_augments(auto& ctx, const TokenBatch& batch, States& states) const {
     batch.check();
     anchor_->prepare_augments(ctx, batch, states.anchor);
     if (states.tapped.empty()) states.tapped = links_.empty_taps();
@@ -130,7 +130,7 @@ class ComposedModel {
     });
   }
 
-  void prepare(auto& ctx, const TokenBatch& batch, States& states) const {
+  [[gnu::cold]] void prepare(auto& ctx, const TokenBatch& batch, States& states) const {
     prepare_augments(ctx, batch, states);
     const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
     TokenBatch all = batch;  // states serve whatever rows a pass asks for
@@ -141,20 +141,20 @@ class ComposedModel {
   }
 
   template <class Observer>
-  void run(auto& ctx, const TokenBatch& batch, const States& states, View& x, Index first, Index last, Tape* tape,
-           Observer&& observer) const {
+  [[gnu::cold]] void run(auto& ctx, const TokenBatch& batch, const States& states, View& x, Index first, Index last,
+                         Tape* tape, Observer&& observer) const {
     anchor_->run(ctx, batch, states.anchor, x, first, last, tape ? &tape->anchor : nullptr,
                  LinkWriter<Observer>{links_, states, links_.plans(ctx, batch, states, tape), tape, observer});
   }
 
   template <class Observer, class... Grads>
-  void run_backward(auto& ctx, const TokenBatch& batch, const States& states, const Tape& tape, View& dx, Index first,
-                    Index last, Observer&& observer, Grads&... grads) const {
+  [[gnu::cold]] void run_backward(auto& ctx, const TokenBatch& batch, const States& states, const Tape& tape, View& dx,
+                                  Index first, Index last, Observer&& observer, Grads&... grads) const {
     anchor_->run_backward(ctx, batch, states.anchor, tape.anchor, dx, first, last,
                           LinkReader<Observer, Grads...>{links_, states, tape, observer, {grads...}});
   }
 
-  View forward(auto& ctx, const TokenBatch& batch, const States& states, Tape* tape) const {
+  [[gnu::cold]] View forward(auto& ctx, const TokenBatch& batch, const States& states, Tape* tape) const {
     require<ShapeError>(states.lower.view().rows == batch.tokens(), "forward: the states were prepared for ",
                         states.lower.view().rows, " tokens, the batch has ", batch.tokens());
     NullObserver nothing;
@@ -170,22 +170,24 @@ class ComposedModel {
   }
 
   /// The gradients of the bridges from that of the final stream, which is overwritten. Stops at the lowest link.
-  void backward(auto& ctx, const TokenBatch& batch, const States& states, const Tape& tape, View dx,
-                Gradients<Scalar>& grads) const {
+  [[gnu::cold]] void backward(auto& ctx, const TokenBatch& batch, const States& states, const Tape& tape, View dx,
+                              Gradients<Scalar>& grads) const {
     run_backward(ctx, batch, states, tape, dx, lowest_write() + 1, spec().blocks, NullObserver{}, grads);
     links_.read_gradient(ctx, lowest_write(), states, tape, dx, false, grads);
   }
 
-  void head(auto& ctx, ConstView rows, View logits, HeadCache& cache) const { anchor_->head(ctx, rows, logits, cache); }
+  [[gnu::cold]] void head(auto& ctx, ConstView rows, View logits, HeadCache& cache) const {
+    anchor_->head(ctx, rows, logits, cache);
+  }
 
   /// The head is frozen: gradients go through it only.
   template <class... Grads>
-  void head_backward(auto& ctx, ConstView rows, ConstView dlogits, View drows, const HeadCache& cache,
-                     Grads&...) const {
+  [[gnu::cold]] void head_backward(auto& ctx, ConstView rows, ConstView dlogits, View drows, const HeadCache& cache,
+                                   Grads&...) const {
     anchor_->head_backward(ctx, rows, dlogits, drows, cache);
   }
 
-  Session make_session(auto& ctx, Index slots, Index capacity, const SessionOptions& options = {}) const {
+  [[gnu::cold]] Session make_session(auto& ctx, Index slots, Index capacity, const SessionOptions& options = {}) const {
     std::vector<TappedStates<Scalar>> taps = links_.empty_taps();
     Session session(anchor_->make_session(ctx, slots, capacity, SessionOptions{options.blocks}),
                     augments_.make_sessions([&](std::size_t i, const auto& augment) {
@@ -198,7 +200,7 @@ class ComposedModel {
     augments_.for_each([&](std::size_t i, const auto& augment) { rooms.push_back(room(i, augment, capacity)); });
     session.links_ = links_.make_caches(ctx, slots, rooms);
     session.alignment_.assign(augments_.size(), std::vector<AlignmentState>(static_cast<std::size_t>(slots)));
-    session.next_.resize(augments_.size());
+    session.next_ = session.alignment_;
     session.aligned_.resize(augments_.size());
     session.tapped_ = std::move(taps);
     return session;
@@ -228,7 +230,7 @@ class ComposedModel {
   }
 
   template <class Observer>
-  View advance(auto& ctx, Session& session, const TokenBatch& batch, Observer&& observer) const {
+  [[gnu::cold]] View advance(auto& ctx, Session& session, const TokenBatch& batch, Observer&& observer) const {
     batch.check();
     session.check_room(batch);
     if (!session.enabled_) return anchor_->advance(ctx, session.anchor_, batch, observer);
@@ -310,23 +312,22 @@ class ComposedModel {
 
   /// The tokens of an augment that the batch brings, into the session's scratch. Throws before anything else has
   /// changed.
-  void align(std::size_t a, const auto& augment, Session& session, const TokenBatch& batch) const {
+  [[gnu::cold]] void align(std::size_t a, const auto& augment, Session& session, const TokenBatch& batch) const {
     AlignedBatch& aligned = session.aligned_[a];
     aligned.clear();
-    session.next_[a].clear();
     for (Index s = 0; s < batch.sequences(); ++s) {
       const auto i = static_cast<std::size_t>(s);
-      AlignmentState next = session.alignment_[a][static_cast<std::size_t>(batch.slots[i])];
+      AlignmentState& next = session.next_[a][i];
+      next = session.alignment_[a][static_cast<std::size_t>(batch.slots[i])];
       aligned.append(*aligners_[a], next, ids_of(batch, s), batch.prompt_length(s));
       session.links_.augments[a].check_room(batch.slots[i], aligned.offsets[i + 1] - aligned.offsets[i]);
-      session.next_[a].push_back(std::move(next));
     }
     check_ids(aligned.ids, augment.spec().vocabulary);
   }
 
   /// Gives an augment the tokens that align() found, and the link caches the keys and values that follow.
-  BridgePlan<Scalar> advance_augment(auto& ctx, std::size_t a, const auto& augment, auto& augment_session,
-                                     Session& session, const TokenBatch& batch) const {
+  [[gnu::cold]] BridgePlan<Scalar> advance_augment(auto& ctx, std::size_t a, const auto& augment, auto& augment_session,
+                                                   Session& session, const TokenBatch& batch) const {
     const AlignedBatch& aligned = session.aligned_[a];
     KvCache<Scalar>& cache = session.links_.augments[a];
     const auto past = ctx.arena.template vector<Index>(batch.sequences());
@@ -345,8 +346,8 @@ class ComposedModel {
       augment.advance(ctx, augment_session, tokens, LayerTap<Scalar>(session.tapped_[a]));
       links_.append(ctx, static_cast<Index>(a), session.links_, plan, session.tapped_[a], batch.slots, past);
     }
-    for (std::size_t s = 0; s < session.next_[a].size(); ++s) {
-      session.alignment_[a][static_cast<std::size_t>(batch.slots[s])] = std::move(session.next_[a][s]);
+    for (std::size_t s = 0; s < batch.slots.size(); ++s) {
+      session.alignment_[a][static_cast<std::size_t>(batch.slots[s])] = session.next_[a][s];
       cache.advance(batch.slots[s], aligned.offsets[s + 1] - aligned.offsets[s]);
     }
     return plan;

@@ -76,7 +76,8 @@ class CrossAttentionBridge {
   }
 
   /// total += gate * delta.                          a [Ta, D_A], x [Tb, D_B] -> [Tb, D_B]
-  void forward(auto& ctx, const BridgePlan<Scalar>& plan, ConstView a, ConstView x, View total, Cache& cache) const {
+  [[gnu::cold]] void forward(auto& ctx, const BridgePlan<Scalar>& plan, ConstView a, ConstView x, View total,
+                             Cache& cache) const {
     AttentionCoreCache<Scalar>& attention = cache.attention;
     attention.k = ctx.arena.template matrix<Scalar>(a.rows, augment_.to());
     attention.v = ctx.arena.template matrix<Scalar>(a.rows, augment_.to());
@@ -89,8 +90,8 @@ class CrossAttentionBridge {
 
   /// dx += the gradient through the queries (an empty dx is not computed); with grads also adds to these.
   template <class... Grads>
-  void backward(auto& ctx, const BridgePlan<Scalar>& plan, [[maybe_unused]] ConstView a, ConstView x, ConstView dtotal,
-                View dx, const Cache& cache, Grads&... grads) const {
+  [[gnu::cold]] void backward(auto& ctx, const BridgePlan<Scalar>& plan, [[maybe_unused]] ConstView a, ConstView x,
+                              ConstView dtotal, View dx, const Cache& cache, Grads&... grads) const {
     const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
     const auto like = [&](ConstView m) { return ctx.arena.template matrix<Scalar>(m.rows, m.cols); };
     const ConstView ddelta = through_gate(ctx, dtotal, cache, grads...);
@@ -113,11 +114,11 @@ class CrossAttentionBridge {
   }
 
   /// The weights that append() multiplies by; they must be folded again after a weight has changed.
-  Folded fold(auto& ctx) const { return augment_.fold(ctx); }
+  [[gnu::cold]] Folded fold(auto& ctx) const { return augment_.fold(ctx); }
 
   /// Appends the keys and values of new augment positions to the slots of a cache.
-  void append(auto& ctx, const BridgePlan<Scalar>& plan, const Folded& folded, const KvRows<Scalar>& rows, ConstView a,
-              std::span<const Index> slots, std::span<const Index> past) const {
+  [[gnu::cold]] void append(auto& ctx, const BridgePlan<Scalar>& plan, const Folded& folded, const KvRows<Scalar>& rows,
+                            ConstView a, std::span<const Index> slots, std::span<const Index> past) const {
     const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
     const View k = ctx.arena.template matrix<Scalar>(a.rows, augment_.to()),
                v = ctx.arena.template matrix<Scalar>(a.rows, augment_.to());
@@ -127,8 +128,8 @@ class CrossAttentionBridge {
   }
 
   /// total += gate * delta for new anchor positions, over what the slots hold (key_counts positions each).
-  void forward_cached(auto& ctx, const BridgePlan<Scalar>& plan, const KvRows<Scalar>& rows, ConstView x,
-                      std::span<const Index> slots, std::span<const Index> key_counts, View total) const {
+  [[gnu::cold]] void forward_cached(auto& ctx, const BridgePlan<Scalar>& plan, const KvRows<Scalar>& rows, ConstView x,
+                                    std::span<const Index> slots, std::span<const Index> key_counts, View total) const {
     const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
     Cache cache;
     query(ctx, plan, x, cache);
@@ -162,7 +163,7 @@ class CrossAttentionBridge {
 
   HeadShape heads() const { return {options_.heads, options_.heads, q_.out() / options_.heads}; }
 
-  void query(auto& ctx, const BridgePlan<Scalar>& plan, ConstView x, Cache& cache) const {
+  [[gnu::cold]] void query(auto& ctx, const BridgePlan<Scalar>& plan, ConstView x, Cache& cache) const {
     cache.normed_anchor = x;
     if (norm_anchor_) {
       const View normed = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
@@ -174,7 +175,7 @@ class CrossAttentionBridge {
     if (options_.rotary) Rotary<Scalar>::forward(ctx, cache.attention.q, plan.queries.angles, options_.heads);
   }
 
-  void output(auto& ctx, ConstView y, View total, Cache& cache) const {
+  [[gnu::cold]] void output(auto& ctx, ConstView y, View total, Cache& cache) const {
     cache.delta = ctx.arena.template matrix<Scalar>(y.rows, y.cols);
     o_.forward(ctx, y, cache.delta, Assign{});  // [Tb, D_B]
     if (gate_) ctx.backend.add_gated(std::as_const(gate_->value).values(), ConstView(cache.delta), total);
@@ -182,7 +183,7 @@ class CrossAttentionBridge {
   }
 
   template <class... Grads>
-  ConstView through_gate(auto& ctx, ConstView dtotal, const Cache& cache, Grads&... grads) const {
+  [[gnu::cold]] ConstView through_gate(auto& ctx, ConstView dtotal, const Cache& cache, Grads&... grads) const {
     if (!gate_) return dtotal;
     const View ddelta = ctx.arena.template matrix<Scalar>(dtotal.rows, dtotal.cols);
     std::span<Scalar> dgate;

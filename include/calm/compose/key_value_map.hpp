@@ -58,7 +58,7 @@ class KeyValueMap {
   }
 
   /// Overwrites k and v.                                             a [Ta, D_A] -> [Ta, D_B]
-  void forward(auto& ctx, ConstView a, View k, View v, Cache& cache) const {
+  [[gnu::cold]] void forward(auto& ctx, ConstView a, View k, View v, Cache& cache) const {
     if (!folds(a.rows)) {
       cache.input = normed(ctx, norm_, a, cache.norm);
       return separate(ctx, k, v, cache);
@@ -75,8 +75,8 @@ class KeyValueMap {
   }
 
   /// Adds to grads, from the gradients of k and v.
-  void backward(auto& ctx, ConstView a, ConstView dk, ConstView dv, const Cache& cache,
-                Gradients<Scalar>& grads) const {
+  [[gnu::cold]] void backward(auto& ctx, ConstView a, ConstView dk, ConstView dv, const Cache& cache,
+                              Gradients<Scalar>& grads) const {
     if (!folds(a.rows)) return separate_backward(ctx, a, dk, dv, cache, grads);
     const View dfolded = ctx.arena.template matrix<Scalar>(to(), from()),
                dprojection = ctx.arena.template matrix<Scalar>(to(), from());
@@ -94,14 +94,14 @@ class KeyValueMap {
   }
 
   /// The weights that forward_folded() multiplies by; they must be folded again after a weight has changed.
-  Folded fold(auto& ctx) const {
+  [[gnu::cold]] Folded fold(auto& ctx) const {
     if (2 * to() * from() >= weights_of_projection(to(), from(), rank()) + 2 * to() * to()) return {};
     return {projection_.folded_under(ctx, k_.weight().value.view()),
             projection_.folded_under(ctx, v_.weight().value.view())};
   }
 
   /// forward() for new positions while the weights stand still.
-  void forward_folded(auto& ctx, const Folded& folded, ConstView a, View k, View v) const {
+  [[gnu::cold]] void forward_folded(auto& ctx, const Folded& folded, ConstView a, View k, View v) const {
     Cache cache;
     cache.input = normed(ctx, norm_, a, cache.norm);
     if (folded.k.empty()) return separate(ctx, k, v, cache);
@@ -128,7 +128,7 @@ class KeyValueMap {
  private:
   bool folds(Index rows) const { return folding_pays(to(), from(), rank(), rows); }
 
-  ConstView weighted_projection(auto& ctx) const {  // W_proj diag(w)
+  [[gnu::cold]] ConstView weighted_projection(auto& ctx) const {  // W_proj diag(w)
     const ConstView projection = projection_.full()->value.view();
     if (!norm_) return projection;
     const View weighted = ctx.arena.template matrix<Scalar>(to(), from());
@@ -137,22 +137,23 @@ class KeyValueMap {
   }
 
   template <class AnyNorm>
-  static ConstView normed(auto& ctx, const std::optional<AnyNorm>& norm, ConstView a, typename AnyNorm::Cache& cache) {
+  [[gnu::cold]] static ConstView normed(auto& ctx, const std::optional<AnyNorm>& norm, ConstView a,
+                                        typename AnyNorm::Cache& cache) {
     if (!norm) return a;
     const View y = ctx.arena.template matrix<Scalar>(a.rows, a.cols);
     norm->forward(ctx, a, y, cache);
     return y;
   }
 
-  void separate(auto& ctx, View k, View v, Cache& cache) const {
+  [[gnu::cold]] void separate(auto& ctx, View k, View v, Cache& cache) const {
     cache.projected = ctx.arena.template matrix<Scalar>(k.rows, to());
     projection_.forward(ctx, cache.input, cache.projected, cache.low_rank);
     k_.forward(ctx, ConstView(cache.projected), k, Assign{});
     v_.forward(ctx, ConstView(cache.projected), v, Assign{});
   }
 
-  void separate_backward(auto& ctx, ConstView a, ConstView dk, ConstView dv, const Cache& cache,
-                         Gradients<Scalar>& grads) const {
+  [[gnu::cold]] void separate_backward(auto& ctx, ConstView a, ConstView dk, ConstView dv, const Cache& cache,
+                                       Gradients<Scalar>& grads) const {
     const View dprojected = ctx.arena.template matrix<Scalar>(a.rows, to());
     k_.backward(ctx, ConstView(cache.projected), dk, dprojected, Assign{}, grads);
     v_.backward(ctx, ConstView(cache.projected), dv, dprojected, Accumulate{}, grads);

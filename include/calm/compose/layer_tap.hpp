@@ -15,10 +15,15 @@ struct TappedStates {
   std::vector<Buffer<Scalar>> streams;  // as blocks
 
   explicit TappedStates(const std::vector<Index>& tapped = {}) {
-    for (const Index block : tapped) {
-      const auto place = std::lower_bound(blocks.begin(), blocks.end(), block);
-      if (place == blocks.end() || *place != block) blocks.insert(place, block);
-    }
+    for (const Index block : tapped) add(block);
+  }
+
+  /// Taps one more block.
+  [[gnu::cold]] void add(Index block) {
+    if (std::find(blocks.begin(), blocks.end(), block) != blocks.end()) return;
+    blocks.push_back(block);
+    for (std::size_t i = blocks.size() - 1; i > 0 && blocks[i] < blocks[i - 1]; --i)
+      std::swap(blocks[i], blocks[i - 1]);
     streams.resize(blocks.size());
   }
 
@@ -27,8 +32,8 @@ struct TappedStates {
 
   /// The stream after a tapped block.
   MatrixView<const Scalar> after(Index block) const {
-    const auto found = std::lower_bound(blocks.begin(), blocks.end(), block);
-    require<ShapeError>(found != blocks.end() && *found == block, "block ", block, " is not tapped");
+    const auto found = std::find(blocks.begin(), blocks.end(), block);
+    require<ShapeError>(found != blocks.end(), "block ", block, " is not tapped");
     return streams[static_cast<std::size_t>(found - blocks.begin())].view();
   }
 };
@@ -38,7 +43,7 @@ class LayerTap {
  public:
   explicit LayerTap(TappedStates<Scalar>& states) : states_(states) {}
 
-  void after_block(auto& ctx, Index block, MatrixView<Scalar>& x) {
+  [[gnu::cold]] void after_block(auto& ctx, Index block, MatrixView<Scalar>& x) {
     for (std::size_t i = 0; i < states_.blocks.size(); ++i)
       if (states_.blocks[i] == block)
         ctx.backend.scale(MatrixView<const Scalar>(x), 1, states_.streams[i].resize(x.rows, x.cols));

@@ -34,9 +34,13 @@ struct BridgePlans {
 /// What the gradient of the links needs again.
 template <class Scalar>
 struct LinkTape {
+  struct Pass {
+    typename CrossAttentionBridge<Scalar>::Cache bridge;
+    MatrixView<const Scalar> before;  // the stream that the link read
+  };
+
   BridgePlans<Scalar> plans;
-  std::vector<typename CrossAttentionBridge<Scalar>::Cache> bridges;  // [links]
-  std::vector<MatrixView<const Scalar>> before;                       // [links] the stream that each link read
+  std::vector<Pass> links;
 };
 
 /// What decoding keeps: keys and values for each augment, a layer for each of its links.
@@ -90,20 +94,15 @@ class LinkSet {
   }
 
   /// The blocks that are tapped, for each augment.
-  std::vector<TappedStates<Scalar>> empty_taps() const {
-    std::vector<TappedStates<Scalar>> taps;
-    for (std::size_t a = 0; a < augments_; ++a) {
-      std::vector<Index> blocks;
-      for (const Link& link : links_)
-        if (link.augment == static_cast<Index>(a)) blocks.push_back(link.tap);
-      taps.emplace_back(blocks);
-    }
+  [[gnu::cold]] std::vector<TappedStates<Scalar>> empty_taps() const {
+    std::vector<TappedStates<Scalar>> taps(augments_);
+    for (const Link& link : links_) taps[static_cast<std::size_t>(link.augment)].add(link.tap);
     return taps;
   }
 
   /// Where the queries of a batch and the keys of an augment stand; `positions` are those of the batch's tokens.
-  BridgePlan<Scalar> plan(auto& ctx, const TokenBatch& batch, const AlignedBatch& aligned,
-                          std::span<const Index> positions) const {
+  [[gnu::cold]] BridgePlan<Scalar> plan(auto& ctx, const TokenBatch& batch, const AlignedBatch& aligned,
+                                        std::span<const Index> positions) const {
     const auto visible = ctx.arena.template vector<VisibleRange>(batch.tokens());
     for (std::size_t t = 0; t < visible.size(); ++t) visible[t] = {0, aligned.visible[t]};
     BridgePlan<Scalar> plan{{batch.offsets, visible, {}}, aligned.offsets, {}};
@@ -115,7 +114,8 @@ class LinkSet {
   }
 
   /// Plans for a pass without caches; the tape keeps them.
-  Plans plans(auto& ctx, const TokenBatch& batch, const AugmentStates<Scalar>& states, LinkTape<Scalar>* tape) const {
+  [[gnu::cold]] Plans plans(auto& ctx, const TokenBatch& batch, const AugmentStates<Scalar>& states,
+                            LinkTape<Scalar>* tape) const {
     batch.check();
     const auto all = ctx.arena.template vector<BridgePlan<Scalar>>(static_cast<Index>(augments_));
     const bool narrows = !batch.rows.empty() && !at_block_.back().empty();
@@ -135,16 +135,15 @@ class LinkSet {
     const Plans plans{all, last};
     if (tape) {
       tape->plans = plans;
-      tape->bridges.resize(links_.size());
-      tape->before.resize(links_.size());
+      tape->links.resize(links_.size());
     }
     return plans;
   }
 
   /// Adds what the links of a block contribute. With a tape x moves to a new place, since the gradient reads the old
   /// one.
-  void write(auto& ctx, Index block, const AugmentStates<Scalar>& states, const Plans& plans, LinkTape<Scalar>* tape,
-             View& x) const {
+  [[gnu::cold]] void write(auto& ctx, Index block, const AugmentStates<Scalar>& states, const Plans& plans,
+                           LinkTape<Scalar>* tape, View& x) const {
     const auto& here = at_block_[static_cast<std::size_t>(block)];
     if (here.empty() || !states.augments) return;
     const auto add_all = [&](View total, View target) {
@@ -152,8 +151,8 @@ class LinkSet {
       for (const std::size_t k : here) {
         if (is_disabled(states, k)) continue;
         typename Bridge::Cache local;
-        if (tape) tape->before[k] = x;
-        bridges_[k].forward(ctx, plan_of(plans, k), tapped(states, k), x, total, tape ? tape->bridges[k] : local);
+        if (tape) tape->links[k].before = x;
+        bridges_[k].forward(ctx, plan_of(plans, k), tapped(states, k), x, total, tape ? tape->links[k].bridge : local);
       }
       if (target.data != x.data) ctx.backend.scale(ConstView(x), 1, target);
       ctx.backend.add(ConstView(total), target);
@@ -172,8 +171,8 @@ class LinkSet {
   /// The gradient of write: that of the stream after the links becomes, where it is asked for, that before them; with
   /// grads also adds to those of the bridges.
   template <class... Grads>
-  void read_gradient(auto& ctx, Index block, const AugmentStates<Scalar>& states, const LinkTape<Scalar>& tape, View dx,
-                     bool input_gradient, Grads&... grads) const {
+  [[gnu::cold]] void read_gradient(auto& ctx, Index block, const AugmentStates<Scalar>& states,
+                                   const LinkTape<Scalar>& tape, View dx, bool input_gradient, Grads&... grads) const {
     const auto& here = at_block_[static_cast<std::size_t>(block)];
     if (here.empty() || !states.augments) return;
     const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
@@ -181,13 +180,14 @@ class LinkSet {
     ctx.backend.scale(ConstView(dx), 1, dtotal);
     for (const std::size_t k : here) {
       if (is_disabled(states, k)) continue;
-      bridges_[k].backward(ctx, plan_of(tape.plans, k), tapped(states, k), tape.before[k], ConstView(dtotal),
-                           input_gradient ? dx : View{}, tape.bridges[k], grads...);
+      const auto& [bridge, before] = tape.links[k];
+      bridges_[k].backward(ctx, plan_of(tape.plans, k), tapped(states, k), before, ConstView(dtotal),
+                           input_gradient ? dx : View{}, bridge, grads...);
     }
   }
 
   /// Caches for `slots` sequences of at most rooms[a] tokens of augment a. Folds the weights as they are now.
-  LinkCaches<Scalar> make_caches(auto& ctx, Index slots, const std::vector<Index>& rooms) const {
+  [[gnu::cold]] LinkCaches<Scalar> make_caches(auto& ctx, Index slots, const std::vector<Index>& rooms) const {
     LinkCaches<Scalar> caches;
     for (std::size_t a = 0; a < augments_; ++a) {
       const auto layers = std::count_if(links_.begin(), links_.end(),
@@ -199,8 +199,9 @@ class LinkSet {
   }
 
   /// Adds the keys and values of new positions of one augment behind the `past` ones of each slot.
-  void append(auto& ctx, Index augment, LinkCaches<Scalar>& caches, const BridgePlan<Scalar>& plan,
-              const TappedStates<Scalar>& taps, std::span<const Index> slots, std::span<const Index> past) const {
+  [[gnu::cold]] void append(auto& ctx, Index augment, LinkCaches<Scalar>& caches, const BridgePlan<Scalar>& plan,
+                            const TappedStates<Scalar>& taps, std::span<const Index> slots,
+                            std::span<const Index> past) const {
     for (std::size_t k = 0; k < links_.size(); ++k)
       if (links_[k].augment == augment)
         bridges_[k].append(ctx, plan, caches.folded[k], caches.augments[augment_of(k)].rows(layers_[k]),
@@ -208,8 +209,9 @@ class LinkSet {
   }
 
   /// write() for new tokens, over what the caches hold.
-  void write_cached(auto& ctx, Index block, LinkCaches<Scalar>& caches, std::span<const BridgePlan<Scalar>> plans,
-                    std::span<const Index> slots, View x) const {
+  [[gnu::cold]] void write_cached(auto& ctx, Index block, LinkCaches<Scalar>& caches,
+                                  std::span<const BridgePlan<Scalar>> plans, std::span<const Index> slots,
+                                  View x) const {
     const auto& here = at_block_[static_cast<std::size_t>(block)];
     if (here.empty()) return;
     const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);

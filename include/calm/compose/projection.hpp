@@ -30,14 +30,15 @@ class Projection {
     }
   }
 
-  void forward(auto& ctx, ConstView x, View y, Cache& cache) const {
+  [[gnu::cold]] void forward(auto& ctx, ConstView x, View y, Cache& cache) const {
     if (full_) return full_->forward(ctx, x, y, Assign{});  // [T, D_A] -> [T, D_B]
     cache.down = ctx.arena.template matrix<Scalar>(x.rows, down_->out());
     down_->forward(ctx, x, cache.down, Assign{});           // [T, D_A] -> [T, rank]
     up_->forward(ctx, ConstView(cache.down), y, Assign{});  // [T, rank] -> [T, D_B]
   }
 
-  void backward(auto& ctx, ConstView x, ConstView dy, View dx, const Cache& cache, Gradients<Scalar>& grads) const {
+  [[gnu::cold]] void backward(auto& ctx, ConstView x, ConstView dy, View dx, const Cache& cache,
+                              Gradients<Scalar>& grads) const {
     if (full_) return full_->backward(ctx, x, dy, dx, Assign{}, grads);
     const View ddown = ctx.arena.template matrix<Scalar>(x.rows, down_->out());
     up_->backward(ctx, ConstView(cache.down), dy, ddown, Assign{}, grads);
@@ -45,7 +46,7 @@ class Projection {
   }
 
   /// W [n, to] after the projection, as one map [n, from].
-  Matrix<Scalar> folded_under(auto& ctx, ConstView w) const {
+  [[gnu::cold]] Matrix<Scalar> folded_under(auto& ctx, ConstView w) const {
     Matrix<Scalar> result(w.rows, from());
     if (full_) {
       ctx.backend.multiply_input_gradient(full_->weight().value.view(), w, result.view(), Assign{});

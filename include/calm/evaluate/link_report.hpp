@@ -33,8 +33,8 @@ std::vector<LinkReport> report_links(auto& ctx, const ComposedModel<Models...>& 
   };
   for (std::size_t k = 0; k < model.links().size(); ++k) {
     const double gate = model.bridges()[k].gate_value();
-    reports.push_back({model.links()[k],
-                       std::abs(gate) * std::sqrt(squares(tape.bridges[k].delta) / squares(tape.before[k])), loss, 0});
+    const auto& [bridge, before] = tape.links[k];
+    reports.push_back({model.links()[k], std::abs(gate) * std::sqrt(squares(bridge.delta) / squares(before)), loss, 0});
   }
   for (std::size_t k = 0; k < reports.size(); ++k) {
     kept.states.disabled.assign(reports.size(), false);

@@ -31,7 +31,7 @@ struct TokenBatch {
   }
 
   /// Throws ShapeError where the offsets do not cut the ids into sequences, or two of these continue the same slot.
-  void check() const {
+  [[gnu::cold]] void check() const {
     require<ShapeError>(!offsets.empty() && offsets.front() == 0 && offsets.back() == tokens(),
                         "TokenBatch: the offsets must begin with 0 and end with the number of tokens, ", tokens());
     for (std::size_t s = 1; s < offsets.size(); ++s)

@@ -89,7 +89,7 @@ class Transformer {
   const ModelSpec& spec() const { return spec_; }
 
   /// The stream before block 0; `past` tokens of each sequence lie before those of the batch.
-  View embed(auto& ctx, const TokenBatch& batch, std::span<const Index> past = {}) const {
+  [[gnu::cold]] View embed(auto& ctx, const TokenBatch& batch, std::span<const Index> past = {}) const {
     const View x = ctx.arena.template matrix<Scalar>(batch.tokens(), spec_.width);
     embedding_.forward(ctx, batch.ids, x);
     if constexpr (Architecture::scaled_embedding) ctx.backend.scale(ConstView(x), embedding_scale(), x);
@@ -106,8 +106,8 @@ class Transformer {
   void prepare(auto&, const TokenBatch&, States&) const {}
 
   template <class Observer>
-  void run(auto& ctx, const TokenBatch& batch, const States&, View& x, Index first, Index last, Tape* tape,
-           Observer&& observer) const {
+  [[gnu::cold]] void run(auto& ctx, const TokenBatch& batch, const States&, View& x, Index first, Index last,
+                         Tape* tape, Observer&& observer) const {
     const AttentionPlans plans = make_plans(ctx, batch);
     if (tape) {
       tape->plans = plans;
@@ -132,8 +132,8 @@ class Transformer {
   }
 
   template <class Observer, class... Grads>
-  void run_backward(auto& ctx, const TokenBatch&, const States&, const Tape& tape, View& dx, Index first, Index last,
-                    Observer&& observer, Grads&... grads) const {
+  [[gnu::cold]] void run_backward(auto& ctx, const TokenBatch&, const States&, const Tape& tape, View& dx, Index first,
+                                  Index last, Observer&& observer, Grads&... grads) const {
     for (Index i = last - 1; i >= first; --i) {
       observer.after_block_backward(ctx, i, dx);
       dx = blocks_[static_cast<std::size_t>(i)].backward(ctx, plan_of(tape.plans, i), dx,
@@ -141,7 +141,7 @@ class Transformer {
     }
   }
 
-  View forward(auto& ctx, const TokenBatch& batch, const States& states, Tape* tape) const {
+  [[gnu::cold]] View forward(auto& ctx, const TokenBatch& batch, const States& states, Tape* tape) const {
     if (tape) {
       tape->ids = batch.ids;
       if constexpr (Architecture::learned_positions) tape->positions = positions_of(ctx, batch, {});
@@ -152,8 +152,8 @@ class Transformer {
   }
 
   /// The gradients of all weights, from that of the final stream, which is overwritten.
-  void backward(auto& ctx, const TokenBatch& batch, const States& states, const Tape& tape, View dx,
-                Gradients<Scalar>& grads) const requires trainable {
+  [[gnu::cold]] void backward(auto& ctx, const TokenBatch& batch, const States& states, const Tape& tape, View dx,
+                              Gradients<Scalar>& grads) const requires trainable {
     run_backward(ctx, batch, states, tape, dx, 0, spec_.blocks, NullObserver{}, grads);
     if constexpr (Weights::Other::trainable) {
       if constexpr (Architecture::learned_positions) positions_->backward(ctx, tape.positions, ConstView(dx), grads);
@@ -162,15 +162,15 @@ class Transformer {
     }
   }
 
-  void head(auto& ctx, ConstView rows, View logits, HeadCache& cache) const {
+  [[gnu::cold]] void head(auto& ctx, ConstView rows, View logits, HeadCache& cache) const {
     cache.normed = ctx.arena.template matrix<Scalar>(rows.rows, rows.cols);
     norm_.forward(ctx, rows, cache.normed, cache.norm);
     output_map().forward(ctx, ConstView(cache.normed), logits, Assign{});  // [rows, D] -> [rows, V]
   }
 
   template <class... Grads>
-  void head_backward(auto& ctx, ConstView rows, ConstView dlogits, View drows, const HeadCache& cache,
-                     Grads&... grads) const {
+  [[gnu::cold]] void head_backward(auto& ctx, ConstView rows, ConstView dlogits, View drows, const HeadCache& cache,
+                                   Grads&... grads) const {
     const View dnormed = ctx.arena.template matrix<Scalar>(rows.rows, rows.cols);
     backward_through(
         output_map(),
@@ -199,7 +199,7 @@ class Transformer {
   }
 
   template <class Observer>
-  View advance(auto& ctx, Session& session, const TokenBatch& batch, Observer&& observer) const {
+  [[gnu::cold]] View advance(auto& ctx, Session& session, const TokenBatch& batch, Observer&& observer) const {
     batch.check();
     session.check_room(batch);
     const AttentionPlans plans = make_plans(ctx, batch, &session.cache_);
@@ -250,7 +250,8 @@ class Transformer {
   }
 
   /// As ids of the table of learned positions.
-  static std::span<const TokenId> positions_of(auto& ctx, const TokenBatch& batch, std::span<const Index> past) {
+  [[gnu::cold]] static std::span<const TokenId> positions_of(auto& ctx, const TokenBatch& batch,
+                                                             std::span<const Index> past) {
     batch.check();
     const auto positions = ctx.arena.template vector<TokenId>(batch.tokens());
     for (Index s = 0; s < batch.sequences(); ++s) {
@@ -262,7 +263,8 @@ class Transformer {
     return positions;
   }
 
-  AttentionPlans make_plans(auto& ctx, const TokenBatch& batch, const KvCache<Scalar>* cache = nullptr) const {
+  [[gnu::cold]] AttentionPlans make_plans(auto& ctx, const TokenBatch& batch,
+                                          const KvCache<Scalar>* cache = nullptr) const {
     batch.check();
     AttentionPlans plans;
     AttentionPlan<Scalar>& plan = plans.all;

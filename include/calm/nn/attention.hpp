@@ -198,7 +198,8 @@ class SelfAttention {
 
   /// attention(x), each sequence within itself.                     [T, D] -> [rows of the plan, D]
   template <WriteMode Mode = Accumulate>
-  void forward(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, View y, Cache& cache, Mode mode = {}) const {
+  [[gnu::cold]] void forward(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, View y, Cache& cache,
+                             Mode mode = {}) const {
     project(ctx, plan, x, cache);
     attend<Scalar>(ctx, cache, plan.queries().offsets, plan.tokens.offsets, plan.queries().visible, heads_);
     o_.forward(ctx, ConstView(cache.y), y, mode);
@@ -206,8 +207,8 @@ class SelfAttention {
 
   /// The same for the new tokens of each slot, after those that `rows` holds, to which their keys and values are added.
   template <WriteMode Mode = Accumulate>
-  void forward_cached(auto& ctx, const AttentionPlan<Scalar>& plan, const KvRows<Scalar>& rows, ConstView x, View y,
-                      Mode mode = {}) const {
+  [[gnu::cold]] void forward_cached(auto& ctx, const AttentionPlan<Scalar>& plan, const KvRows<Scalar>& rows,
+                                    ConstView x, View y, Mode mode = {}) const {
     Cache cache;
     project(ctx, plan, x, cache);
     const auto& [offsets, visible, angles] = plan.tokens;
@@ -222,8 +223,8 @@ class SelfAttention {
 
   /// Overwrites dx; adds to grads.                      x [T, D], dy [rows of the plan, D] -> dx [T, D]
   template <class... Grads>
-  void backward(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, ConstView dy, View dx, const Cache& cache,
-                Grads&... grads) const requires(sizeof...(Grads) == 0 || trainable) {
+  [[gnu::cold]] void backward(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, ConstView dy, View dx,
+                              const Cache& cache, Grads&... grads) const requires(sizeof...(Grads) == 0 || trainable) {
     const auto da = ctx.arena.template matrix<Scalar>(cache.y.rows, cache.y.cols);
     const auto dq = ctx.arena.template matrix<Scalar>(cache.q.rows, cache.q.cols);
     const auto dk = ctx.arena.template matrix<Scalar>(x.rows, cache.k.cols);
@@ -280,7 +281,7 @@ class SelfAttention {
     return {m.data, m.rows * m.cols / width, width};
   }
 
-  void project(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, Cache& cache) const {
+  [[gnu::cold]] void project(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, Cache& cache) const {
     cache.asking = going_on(ctx, plan, x);
     cache.q = ctx.arena.template matrix<Scalar>(cache.asking.rows, q_.out());
     cache.k = ctx.arena.template matrix<Scalar>(x.rows, k_.out());

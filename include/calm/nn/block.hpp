@@ -66,25 +66,25 @@ class TransformerBlock {
         mlp_(name + ".mlp", sizes.width, sizes.hidden, source),
         after_mlp_(full_name(name, norms.after_mlp), sizes.width, sizes.norm_epsilon, source) {}
 
-  void forward(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, View y, Cache& cache) const {
+  [[gnu::cold]] void forward(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, View y, Cache& cache) const {
     attend_and_run(ctx, plan, x, y, cache, true);
   }
-  void forward(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, View y) const {
+  [[gnu::cold]] void forward(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, View y) const {
     Cache cache;
     attend_and_run(ctx, plan, x, y, cache, false);
   }
 
   /// The same for new tokens, whose keys and values are appended to `rows`.
-  void forward_cached(auto& ctx, const AttentionPlan<Scalar>& plan, const KvRows<Scalar>& rows, ConstView x,
-                      View y) const {
+  [[gnu::cold]] void forward_cached(auto& ctx, const AttentionPlan<Scalar>& plan, const KvRows<Scalar>& rows,
+                                    ConstView x, View y) const {
     Cache cache;
     run(ctx, plan, x, y, cache, false,
         [&](ConstView in, View out, auto mode) { attention_.forward_cached(ctx, plan, rows, in, out, mode); });
   }
 
   template <class... Grads>
-  View backward(auto& ctx, const AttentionPlan<Scalar>& plan, View d, const Cache& cache, Grads&... grads) const
-      requires(sizeof...(Grads) == 0 || trainable) {
+  [[gnu::cold]] View backward(auto& ctx, const AttentionPlan<Scalar>& plan, View d, const Cache& cache,
+                              Grads&... grads) const requires(sizeof...(Grads) == 0 || trainable) {
     const View dx = plan.rows.empty() ? d : ctx.arena.template matrix<Scalar>(cache.attention_norms.input.rows, d.cols);
     const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
     View dy = d;  // of what each branch adds: the gradient of the stream behind it
@@ -120,15 +120,15 @@ class TransformerBlock {
     return block + "." + std::string(norm);
   }
 
-  void attend_and_run(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, View y, Cache& cache,
-                      bool keeps) const {
+  [[gnu::cold]] void attend_and_run(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, View y, Cache& cache,
+                                    bool keeps) const {
     run(ctx, plan, x, y, cache, keeps,
         [&](ConstView in, View out, auto mode) { attention_.forward(ctx, plan, in, out, cache.attention, mode); });
   }
 
   template <class Attend>
-  void run(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, View y, Cache& cache, bool keeps,
-           const Attend& attend_to) const {
+  [[gnu::cold]] void run(auto& ctx, const AttentionPlan<Scalar>& plan, ConstView x, View y, Cache& cache, bool keeps,
+                         const Attend& attend_to) const {
     const auto run_mlp = [&](ConstView in, View out, auto mode) {
       if (keeps) return mlp_.forward(ctx, in, out, cache.mlp, mode);
       const Index step = rows_at_a_time(in.rows);
@@ -157,8 +157,8 @@ class TransformerBlock {
 
   /// total += after(module(before(input)))
   template <class Before, class After, class Module>
-  static void branch(auto& ctx, const Before& before, const After& after, ConstView input, View total,
-                     BranchCache<Before, After>& cache, const Module& module) {
+  [[gnu::cold]] static void branch(auto& ctx, const Before& before, const After& after, ConstView input, View total,
+                                   BranchCache<Before, After>& cache, const Module& module) {
     const auto like = [&](ConstView m) { return ctx.arena.template matrix<Scalar>(m.rows, m.cols); };
     cache.input = input;
     ConstView inner = input;
@@ -180,9 +180,9 @@ class TransformerBlock {
 
   /// dx += the gradient through one branch, from that of what it adds; dy may be dx.
   template <class Before, class After, class Module, class... Grads>
-  static void branch_backward(auto& ctx, const Before& before, const After& after,
-                              const BranchCache<Before, After>& cache, ConstView dy, View dx, const Module& module,
-                              Grads&... grads) {
+  [[gnu::cold]] static void branch_backward(auto& ctx, const Before& before, const After& after,
+                                            const BranchCache<Before, After>& cache, ConstView dy, View dx,
+                                            const Module& module, Grads&... grads) {
     const View dinner = ctx.arena.template matrix<Scalar>(dx.rows, dx.cols);
     const auto through = [&](const auto& norm, ConstView input, ConstView dout, View din, auto mode, const auto& kept) {
       backward_through(

@@ -23,14 +23,14 @@ class Embedding {
   Embedding(const std::string& name, Index vocabulary, Index width, WeightSource auto&& source)
       : table_(name, vocabulary, width, source) {}
 
-  void forward(auto& ctx, std::span<const TokenId> ids, MatrixView<Scalar> y) const {
+  [[gnu::cold]] void forward(auto& ctx, std::span<const TokenId> ids, MatrixView<Scalar> y) const {
     check_ids(ids, table_.out());
     if constexpr (trainable) ctx.backend.gather(table_.weight().value.view(), ids, y);
     else ctx.backend.gather(table_.weight(), ids, y);
   }
 
-  void backward(auto& ctx, std::span<const TokenId> ids, MatrixView<const Scalar> dy,
-                Gradients<Scalar>& grads) const requires trainable {
+  [[gnu::cold]] void backward(auto& ctx, std::span<const TokenId> ids, MatrixView<const Scalar> dy,
+                              Gradients<Scalar>& grads) const requires trainable {
     ctx.backend.scatter_add(ids, dy, grads[table_.weight()]);
   }
 

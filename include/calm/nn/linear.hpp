@@ -20,12 +20,12 @@ class Linear<Frozen, Scalar> {
   Linear(const std::string& name, Index out, Index in, WeightSource auto&& source)
       : weight_(source(name + ".weight", out, in)) {}
 
-  void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, WriteMode auto mode) const {
+  [[gnu::cold]] void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, WriteMode auto mode) const {
     ctx.backend.multiply(ctx.backend.template packed<Scalar>(weight_), x, y, mode);  // [T, in] -> [T, out]
   }
 
-  void backward(auto& ctx, MatrixView<const Scalar>, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
-                WriteMode auto mode) const {
+  [[gnu::cold]] void backward(auto& ctx, MatrixView<const Scalar>, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
+                              WriteMode auto mode) const {
     if (!dx.empty()) ctx.backend.multiply_input_gradient(ctx.backend.template packed<Scalar>(weight_), dy, dx, mode);
   }
 
@@ -48,16 +48,16 @@ class Linear<Trainable, Scalar> {
       : weight_{StoredMatrix(source(name + ".weight", out, in)).template dense<Scalar>()} {}
   explicit Linear(Matrix<Scalar> weight) : weight_{std::move(weight)} {}
 
-  void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, WriteMode auto mode) const {
+  [[gnu::cold]] void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, WriteMode auto mode) const {
     ctx.backend.multiply(weight_.value.view(), x, y, mode);  // [T, in] -> [T, out]
   }
 
-  void backward(auto& ctx, MatrixView<const Scalar>, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
-                WriteMode auto mode) const {
+  [[gnu::cold]] void backward(auto& ctx, MatrixView<const Scalar>, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
+                              WriteMode auto mode) const {
     if (!dx.empty()) ctx.backend.multiply_input_gradient(weight_.value.view(), dy, dx, mode);
   }
-  void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
-                WriteMode auto mode, Gradients<Scalar>& grads) const {
+  [[gnu::cold]] void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
+                              WriteMode auto mode, Gradients<Scalar>& grads) const {
     ctx.backend.multiply_weight_gradient(dy, x, grads[weight_]);
     backward(ctx, x, dy, dx, mode);
   }
@@ -87,20 +87,20 @@ class Linear<Lora, Scalar> {
     require<ConfigError>(source.lora_rank >= 1, name, ": LoRA needs a rank of at least 1, found ", source.lora_rank);
   }
 
-  void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, WriteMode auto mode) const {
+  [[gnu::cold]] void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, WriteMode auto mode) const {
     const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
     const auto down = narrow(ctx, x);                                                // [T, rank]
     ctx.backend.multiply(ctx.backend.template packed<Scalar>(weight_), x, y, mode);  // [T, in] -> [T, out]
     ctx.backend.multiply(b_.value.view(), MatrixView<const Scalar>(down), y, Accumulate{});
   }
 
-  void backward(auto& ctx, MatrixView<const Scalar>, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
-                WriteMode auto mode) const {
+  [[gnu::cold]] void backward(auto& ctx, MatrixView<const Scalar>, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
+                              WriteMode auto mode) const {
     const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
     to_input(ctx, dy, widen_gradient(ctx, dy), dx, mode);
   }
-  void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
-                WriteMode auto mode, Gradients<Scalar>& grads) const {
+  [[gnu::cold]] void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
+                              WriteMode auto mode, Gradients<Scalar>& grads) const {
     const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
     const MatrixView<const Scalar> down = narrow(ctx, x);  // computed again rather than kept
     ctx.backend.multiply_weight_gradient(dy, down, grads[b_]);
@@ -119,20 +119,20 @@ class Linear<Lora, Scalar> {
   }
 
  private:
-  MatrixView<Scalar> narrow(auto& ctx, MatrixView<const Scalar> x) const {  // scale x A^T
+  [[gnu::cold]] MatrixView<Scalar> narrow(auto& ctx, MatrixView<const Scalar> x) const {  // scale x A^T
     const auto down = ctx.arena.template matrix<Scalar>(x.rows, a_.value.rows());
     ctx.backend.multiply(a_.value.view(), x, down, Assign{});
     ctx.backend.scale(MatrixView<const Scalar>(down), scale_, down);
     return down;
   }
-  MatrixView<Scalar> widen_gradient(auto& ctx, MatrixView<const Scalar> dy) const {  // scale dy B
+  [[gnu::cold]] MatrixView<Scalar> widen_gradient(auto& ctx, MatrixView<const Scalar> dy) const {  // scale dy B
     const auto ddown = ctx.arena.template matrix<Scalar>(dy.rows, a_.value.rows());
     ctx.backend.multiply_input_gradient(b_.value.view(), dy, ddown, Assign{});
     ctx.backend.scale(MatrixView<const Scalar>(ddown), scale_, ddown);
     return ddown;
   }
-  void to_input(auto& ctx, MatrixView<const Scalar> dy, MatrixView<const Scalar> ddown, MatrixView<Scalar> dx,
-                WriteMode auto mode) const {
+  [[gnu::cold]] void to_input(auto& ctx, MatrixView<const Scalar> dy, MatrixView<const Scalar> ddown,
+                              MatrixView<Scalar> dx, WriteMode auto mode) const {
     if (dx.empty()) return;
     ctx.backend.multiply_input_gradient(ctx.backend.template packed<Scalar>(weight_), dy, dx, mode);
     ctx.backend.multiply_input_gradient(a_.value.view(), ddown, dx, Accumulate{});
@@ -151,14 +151,14 @@ class BiasedLinear {
   BiasedLinear(const std::string& name, Index out, Index in, WeightSource auto&& source)
       : map_(name, out, in, source), bias_(name + ".bias", out, source) {}
 
-  void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, WriteMode auto mode) const {
+  [[gnu::cold]] void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, WriteMode auto mode) const {
     map_.forward(ctx, x, y, mode);
     ctx.backend.add_bias(bias_.values(), y);
   }
 
   template <class... Grads>
-  void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
-                WriteMode auto mode, Grads&... grads) const {
+  [[gnu::cold]] void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
+                              WriteMode auto mode, Grads&... grads) const {
     if constexpr (Weights::Other::trainable) (ctx.backend.add_columns(dy, bias_.gradient(grads)), ...);
     map_.backward(ctx, x, dy, dx, mode, grads...);
   }

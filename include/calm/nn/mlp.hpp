@@ -22,7 +22,8 @@ class GatedMlp {
         down_(name + ".down_proj", width, hidden, source) {}
 
   template <WriteMode Mode = Accumulate>
-  void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, Cache& cache, Mode mode = {}) const {
+  [[gnu::cold]] void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, Cache& cache,
+                             Mode mode = {}) const {
     cache.gate = ctx.arena.template matrix<Scalar>(x.rows, gate_.out());
     cache.up = ctx.arena.template matrix<Scalar>(x.rows, gate_.out());
     cache.hidden = ctx.arena.template matrix<Scalar>(x.rows, gate_.out());
@@ -37,8 +38,8 @@ class GatedMlp {
   Index cached_values() const { return 3 * up_.out(); }
 
   template <class... Grads>
-  void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
-                const Cache& cache, Grads&... grads) const requires(sizeof...(Grads) == 0 || trainable) {
+  [[gnu::cold]] void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
+                              const Cache& cache, Grads&... grads) const requires(sizeof...(Grads) == 0 || trainable) {
     const auto dhidden = ctx.arena.template matrix<Scalar>(x.rows, gate_.out());
     const auto dgate = ctx.arena.template matrix<Scalar>(x.rows, gate_.out());
     const auto dup = ctx.arena.template matrix<Scalar>(x.rows, gate_.out());
@@ -73,7 +74,8 @@ class Mlp {
       : up_(name + ".up_proj", hidden, width, source), down_(name + ".down_proj", width, hidden, source) {}
 
   template <WriteMode Mode = Accumulate>
-  void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, Cache& cache, Mode mode = {}) const {
+  [[gnu::cold]] void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, Cache& cache,
+                             Mode mode = {}) const {
     cache.up = ctx.arena.template matrix<Scalar>(x.rows, up_.out());
     cache.hidden = ctx.arena.template matrix<Scalar>(x.rows, up_.out());
     up_.forward(ctx, x, cache.up, Assign{});  // [T, D] -> [T, hidden]
@@ -85,8 +87,8 @@ class Mlp {
   Index cached_values() const { return 2 * up_.out(); }
 
   template <class... Grads>
-  void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
-                const Cache& cache, Grads&... grads) const requires(sizeof...(Grads) == 0 || trainable) {
+  [[gnu::cold]] void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
+                              const Cache& cache, Grads&... grads) const requires(sizeof...(Grads) == 0 || trainable) {
     const auto dhidden = ctx.arena.template matrix<Scalar>(x.rows, up_.out());
     down_.backward(ctx, MatrixView<const Scalar>(cache.hidden), dy, dhidden, Assign{}, grads...);
     ctx.backend.template activation_backward<Activation>(MatrixView<const Scalar>(dhidden),

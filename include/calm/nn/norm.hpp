@@ -26,20 +26,20 @@ class RmsNorm {
   RmsNorm(Index width, double epsilon)
       : weight_(LearnedVector<Weights, Scalar>::constant(width, Scalar{1})), epsilon_(epsilon) {}
 
-  void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, Cache& cache) const {
+  [[gnu::cold]] void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, Cache& cache) const {
     cache.inverse_rms = ctx.arena.template vector<Scalar>(x.rows);
     ctx.backend.rms_norm(x, values(), epsilon_, y, cache.inverse_rms);  // [T, D] -> [T, D]
   }
 
   template <WriteMode Mode>
-  void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx, Mode mode,
-                const Cache& cache) const {
+  [[gnu::cold]] void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
+                              Mode mode, const Cache& cache) const {
     if (!dx.empty())
       ctx.backend.rms_norm_input_gradient(dy, x, values(), std::span<const Scalar>(cache.inverse_rms), dx, mode);
   }
   template <WriteMode Mode>
-  void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx, Mode mode,
-                const Cache& cache, Gradients<Scalar>& grads) const requires trainable {
+  [[gnu::cold]] void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
+                              Mode mode, const Cache& cache, Gradients<Scalar>& grads) const requires trainable {
     ctx.backend.rms_norm_weight_gradient(dy, x, std::span<const Scalar>(cache.inverse_rms), weight_.gradient(grads));
     backward(ctx, x, dy, dx, mode, cache);
   }
@@ -81,22 +81,22 @@ class LayerNorm {
   LayerNorm(const std::string& name, Index width, double epsilon, WeightSource auto&& source)
       : weight_(name + ".weight", width, source), bias_(name + ".bias", width, source), epsilon_(epsilon) {}
 
-  void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, Cache& cache) const {
+  [[gnu::cold]] void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, Cache& cache) const {
     cache.mean = ctx.arena.template vector<Scalar>(x.rows);
     cache.inverse_deviation = ctx.arena.template vector<Scalar>(x.rows);
     ctx.backend.layer_norm(x, weight_.values(), bias_.values(), epsilon_, y, cache.mean, cache.inverse_deviation);
   }
 
   template <WriteMode Mode>
-  void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx, Mode mode,
-                const Cache& cache) const {
+  [[gnu::cold]] void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
+                              Mode mode, const Cache& cache) const {
     if (!dx.empty())
       ctx.backend.layer_norm_input_gradient(dy, x, weight_.values(), std::span<const Scalar>(cache.mean),
                                             std::span<const Scalar>(cache.inverse_deviation), dx, mode);
   }
   template <WriteMode Mode>
-  void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx, Mode mode,
-                const Cache& cache, Gradients<Scalar>& grads) const requires trainable {
+  [[gnu::cold]] void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
+                              Mode mode, const Cache& cache, Gradients<Scalar>& grads) const requires trainable {
     ctx.backend.layer_norm_weight_gradient(dy, x, std::span<const Scalar>(cache.mean),
                                            std::span<const Scalar>(cache.inverse_deviation), weight_.gradient(grads));
     ctx.backend.add_columns(dy, bias_.gradient(grads));

@@ -55,7 +55,7 @@ class Rotary {
   }
 
   /// Angles in the context's arena, once for all blocks of a pass.
-  RotaryAngles<Scalar> angles(auto& ctx, std::span<const Index> positions) const {
+  [[gnu::cold]] RotaryAngles<Scalar> angles(auto& ctx, std::span<const Index> positions) const {
     const auto rows = static_cast<Index>(positions.size()), half = static_cast<Index>(frequencies_.size());
     const auto cosines = ctx.arena.template matrix<Scalar>(rows, half),
                sines = ctx.arena.template matrix<Scalar>(rows, half);
@@ -64,10 +64,11 @@ class Rotary {
   }
 
   /// Turns every head of x [T, heads * width] in place; the gradient turns back.
-  static void forward(auto& ctx, MatrixView<Scalar> x, const RotaryAngles<Scalar>& angles, Index heads) {
+  [[gnu::cold]] static void forward(auto& ctx, MatrixView<Scalar> x, const RotaryAngles<Scalar>& angles, Index heads) {
     ctx.backend.rotate(x, angles.cosines, angles.sines, heads, 1);
   }
-  static void backward(auto& ctx, MatrixView<Scalar> dx, const RotaryAngles<Scalar>& angles, Index heads) {
+  [[gnu::cold]] static void backward(auto& ctx, MatrixView<Scalar> dx, const RotaryAngles<Scalar>& angles,
+                                     Index heads) {
     ctx.backend.rotate(dx, angles.cosines, angles.sines, heads, -1);
   }
 

@@ -117,8 +117,9 @@ class Arena {
   }
 
   void add_chunk(std::size_t bytes) {
-    chunks_.reserve(chunks_.size() + 1);
-    chunks_.push_back({Memory::allocate(round_up(bytes)), round_up(bytes), 0});
+    chunks_.push_back({nullptr, 0, 0});  // first, so that no memory is lost where the list cannot grow
+    chunks_.back().data = Memory::allocate(round_up(bytes));
+    chunks_.back().size = round_up(bytes);
   }
 
   std::vector<Chunk> chunks_;

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <memory>
 #include <mutex>
+#include <utility>
 
 namespace calm::inline CALM_ABI {
 
@@ -73,24 +74,25 @@ class StoredMatrix {
   template <class Packed, class Make>
   const Packed& packed(const Make& make) const {
     const void* tag = &type_tag<Packed>;
-    for (const Node* node = packed_->first.load(std::memory_order_acquire); node; node = node->next.get())
-      if (node->tag == tag) return *static_cast<const Packed*>(node->form.get());
-    const std::lock_guard lock(packed_->mutex);
-    for (const Node* node = packed_->first.load(std::memory_order_acquire); node; node = node->next.get())
-      if (node->tag == tag) return *static_cast<const Packed*>(node->form.get());
-    auto form = std::make_shared<const Packed>(make());
-    auto node = std::make_shared<const Node>(Node{tag, form->bytes(), form, packed_->head});
-    packed_->head = node;
-    packed_->first.store(node.get(), std::memory_order_release);
-    return *form;
+    const Form* form = packed_->find(tag);
+    if (!form) {
+      const std::lock_guard lock(packed_->mutex);
+      form = packed_->find(tag);
+      if (!form) {
+        Form* made = new FormOf<Packed>(tag, make());
+        packed_->add(made);
+        form = made;
+      }
+    }
+    return static_cast<const FormOf<Packed>*>(form)->packed;
   }
 
   /// Bytes of all packed forms that exist.
   std::size_t packed_bytes() const {
     std::size_t total = 0;
     if (packed_)
-      for (const Node* node = packed_->first.load(std::memory_order_acquire); node; node = node->next.get())
-        total += node->bytes;
+      for (const Form* form = packed_->first.load(std::memory_order_acquire); form; form = form->next)
+        total += form->bytes;
     return total;
   }
 
@@ -101,16 +103,43 @@ class StoredMatrix {
   template <class T>
   static constexpr char type_tag = 0;
 
-  struct Node {
+  struct Form {
     const void* tag;
     std::size_t bytes;
-    std::shared_ptr<const void> form;
-    std::shared_ptr<const Node> next;
+    const Form* next = nullptr;
+
+    Form(const void* type, std::size_t size) : tag(type), bytes(size) {}
+    Form(const Form&) = delete;
+    Form& operator=(const Form&) = delete;
+    virtual ~Form() = default;
   };
+  template <class Packed>
+  struct FormOf final : Form {
+    Packed packed;
+
+    FormOf(const void* type, Packed form) : Form(type, form.bytes()), packed(std::move(form)) {}
+  };
+
+  /// A list that only grows, so that it is read without the mutex.
   struct PackedForms {
     std::mutex mutex;
-    std::atomic<const Node*> first{nullptr};
-    std::shared_ptr<const Node> head;
+    std::atomic<const Form*> first{nullptr};
+
+    PackedForms() = default;
+    PackedForms(const PackedForms&) = delete;
+    PackedForms& operator=(const PackedForms&) = delete;
+    ~PackedForms() {
+      for (const Form* form = first.load(); form;) delete std::exchange(form, form->next);
+    }
+    const Form* find(const void* tag) const {
+      const Form* form = first.load(std::memory_order_acquire);
+      while (form && form->tag != tag) form = form->next;
+      return form;
+    }
+    void add(Form* form) {
+      form->next = first.load(std::memory_order_relaxed);
+      first.store(form, std::memory_order_release);
+    }
   };
 
   std::shared_ptr<const void> owner_;
