@@ -4,7 +4,7 @@
 //
 // Where the machine is slower just now than one that compiles the reference in REFERENCE_SECONDS, SECONDS are those of
 // that machine: the same compilation takes a third more or less from one minute to the next on a machine that is
-// shared, and without the reference the test would tell how busy it is. The quickest of up to fifteen runs of each
+// shared, and without the reference the test would tell how busy it is. The quickest of five to fifteen runs of each
 // counts, in turn: other work only ever adds to the time.
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -62,7 +62,7 @@ int main(int argc, char** argv) {
   const std::vector<char*> command(argv + 6, argv + argc);
   Cost reference, source;
   double seconds = 1e9;
-  for (int run = 0; run < 15 && (run < 1 || seconds > seconds_limit); ++run) {
+  for (int run = 0; run < 15 && (run < 5 || seconds > seconds_limit); ++run) {
     if (!compile(command, argv[4], reference) || !compile(command, argv[5], source)) return 1;
     seconds = std::min(source.seconds, source.seconds / reference.seconds * reference_seconds);
   }

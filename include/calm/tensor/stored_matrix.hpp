@@ -78,11 +78,7 @@ class StoredMatrix {
     if (!form) {
       const std::lock_guard lock(packed_->mutex);
       form = packed_->find(tag);
-      if (!form) {
-        Form* made = new FormOf<Packed>(tag, make());
-        packed_->add(made);
-        form = made;
-      }
+      if (!form) form = packed_->add(new FormOf<Packed>(tag, make()));
     }
     return static_cast<const FormOf<Packed>*>(form)->packed;
   }
@@ -136,9 +132,11 @@ class StoredMatrix {
       while (form && form->tag != tag) form = form->next;
       return form;
     }
-    void add(Form* form) {
+    /// Takes the form over. Under the mutex.
+    const Form* add(Form* form) {
       form->next = first.load(std::memory_order_relaxed);
       first.store(form, std::memory_order_release);
+      return form;
     }
   };
 
