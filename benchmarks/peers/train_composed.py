@@ -11,6 +11,7 @@ and `completion` is the index of the first token that is scored. Without it rand
 """
 import argparse
 import json
+import resource
 import statistics
 import time
 
@@ -223,7 +224,8 @@ def main():
     best = max(results, key=lambda r: r["tokens_per_second"])
     tokens = statistics.mean(sum(len(e["ids"]) - 1 for e in batch) for batch in batches)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(json.dumps({**best, "tokens_per_step": round(tokens), "trained_parameters": trained, "threads": args.threads,
+    memory = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(json.dumps({**best, "peak_resident_mb": memory, "tokens_per_step": round(tokens), "trained_parameters": trained, "threads": args.threads,
                       "compile": args.compile, "torch": torch.__version__,
                       "all": {str(r["buckets"]): r["tokens_per_second"] for r in results}}))
 

@@ -35,9 +35,6 @@ std::vector<TokenId> parse_ids(const std::string& text) {
 
 calm::MakeProducts products_of(Command command, const Options& o) {
   if (o.compute == "bf16") return calm::bf16_products;
-  const bool many_rows =
-      command == Command::train || command == Command::gradients || (command == Command::eval && o.metric == "nll");
-  if (many_rows) return nullptr;
   return command == Command::logits ? calm::stored_products : calm::interleaved_products;
 }
 

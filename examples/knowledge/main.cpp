@@ -3,6 +3,7 @@
 #include "rows.hpp"
 
 #include <calm/backend/cpu_bf16.hpp>
+#include <calm/backend/cpu_stored.hpp>
 #include <calm/io/adapter.hpp>
 #include <calm/io/pretrained.hpp>
 
@@ -86,7 +87,7 @@ Options parse_arguments(int argc, char** argv) {
 
 Ctx context_of(const Options& o) {
   const int threads = static_cast<int>(o.threads);
-  return o.compute == "bf16" ? Ctx(threads, calm::bf16_products) : Ctx(threads);
+  return Ctx(threads, o.compute == "bf16" ? calm::bf16_products : calm::interleaved_products);
 }
 
 Anchor open_anchor(const fs::path& path) {

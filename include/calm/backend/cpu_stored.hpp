@@ -1,5 +1,6 @@
 // Products of CpuBackend with frozen weights as they are stored: no f32 form of them is made or kept. Results have the
-// bits of the backend's own products, which pack frozen weights and are quicker where thousands of rows are multiplied.
+// bits of the backend's own products, which pack frozen weights in f32. For weights stored in fewer bits these are
+// quicker even where thousands of rows are multiplied, since less is read, and take a fraction of the memory.
 //
 // Context<CpuBackend>(threads, stored_products) reads the rows of the file and keeps nothing, so that it is ready at
 // once. With interleaved_products a weight is copied when it is first needed, into as many bytes, the rows of a panel

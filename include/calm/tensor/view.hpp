@@ -27,7 +27,9 @@ struct MatrixView {
   bool empty() const { return rows == 0 || cols == 0; }
 
   MatrixView middle_rows(Index first, Index count) const { return {data + first * stride, count, cols, stride}; }
-  MatrixView middle_cols(Index first, Index count) const { return {data + first, rows, count, stride}; }
+  MatrixView middle_cols(Index first, Index count) const {
+    return {rows == 0 ? data : data + first, rows, count, stride};  // a matrix without rows may have no memory at all
+  }
 };
 
 /// The values of a matrix whose rows follow each other without gaps.
