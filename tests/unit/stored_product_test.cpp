@@ -93,10 +93,10 @@ TEST_CASE("a row that is multiplied alone has the bits that it has among others"
     for (const DType dtype : calm::all_dtypes) {
       CAPTURE(calm::name_of(dtype));
       const StoredMatrix stored = random_stored(dtype, 70, 512, 7);
-      const auto x = random_matrix<float>(140, 512, 8);
-      Matrix<float> all(140, 70), alone(1, 70);
+      const auto x = random_matrix<float>(780, 512, 8);
+      Matrix<float> all(780, 70), alone(1, 70);
       backend.multiply(backend.packed<float>(stored), constant(x), all.view(), Assign{});
-      for (const Index row : {0, 7, 64, 139}) {
+      for (const Index row : {0, 7, 64, 139, 779}) {
         backend.multiply(backend.packed<float>(stored), constant(x).middle_rows(row, 1), alone.view(), Assign{});
         CHECK(same_bits(constant(alone), constant(all).middle_rows(row, 1)));
       }

@@ -144,7 +144,8 @@ void multiply_columns(ThreadPool& pool, Scratch& scratch, MatrixView<const float
                       MatrixView<float> y, bool add) {
   constexpr Index many_rows = 8 * rows_of_tile;  // decoding is paid for by many rows
   constexpr int most = Weight::template most<Columns>;
-  const Index panels = panels_of<float>(y.cols), group = ceil_divide(std::clamp<Index>(panels / 64, 1, 8), most) * most;
+  const Index panels = panels_of<float>(y.cols);
+  const Index group = ceil_divide(std::clamp<Index>(panels / 64, y.rows >= 32 ? 4 : 1, 8), most) * most;
   for_each_block(pool, y.rows, many_rows, panels, group, [&](const Block& b, int thread) {
     auto& arena = scratch[static_cast<std::size_t>(thread)];
     const auto target_of = [&](Index p, Index count) {
@@ -156,20 +157,30 @@ void multiply_columns(ThreadPool& pool, Scratch& scratch, MatrixView<const float
       multiply_row<Columns>(x.row(b.row), weight.template panels<Panels>(arena, p), x.cols, target.data, target.cols,
                             add);
     };
-    for (Index p = b.column, end = b.column + b.columns; p < end; ++p) {
-      arena.reset();
-      if (b.rows == 1) {
+    const Index end = b.column + b.columns;
+    if (b.rows == 1) {
+      for (Index p = b.column; p < end; ++p) {
+        arena.reset();
         if (p + most <= end) multiply_panels(std::integral_constant<int, most>{}, p), p += most - 1;
         else multiply_panels(std::integral_constant<int, 1>{}, p);
-        continue;
       }
-      const auto rows = weight.template panels<1>(arena, p);
-      float* const values = arena.allocate<float>(slice * panel_columns<float>);
-      for (Index k = 0; k == 0 || k < x.cols; k += slice) {
-        const Index depth = std::min(slice, x.cols - k);
-        decode_panel<Columns>(rows.from(k / Columns::depth * Columns::bytes), depth, values);
-        panel_product<float>(b.rows, depth, {x.row(b.row) + k, x.stride, 1}, values, panel_columns<float>,
-                             target_of(p, 1), add || k > 0);
+      return;
+    }
+    // A slice of all panels is decoded and multiplied with some rows at a time, so that both stay in the cache.
+    arena.reset();
+    const auto values = arena.matrix<float>(b.columns, slice * panel_columns<float>);
+    for (Index k = 0; k == 0 || k < x.cols; k += slice) {
+      const Index depth = std::min(slice, x.cols - k);
+      for (Index p = b.column; p < end; ++p) {
+        const Arena<HostMemory>::Mark mark(arena);
+        decode_panel<Columns>(weight.template panels<1>(arena, p).from(k / Columns::depth * Columns::bytes), depth,
+                              values.row(p - b.column));
+      }
+      for (Index row = 0; row < b.rows; row += rows_of_tile) {
+        const Index rows = std::min(rows_of_tile, b.rows - row);
+        for (Index p = b.column; p < end; ++p)
+          panel_product<float>(rows, depth, {x.row(b.row + row) + k, x.stride, 1}, values.row(p - b.column),
+                               panel_columns<float>, target_of(p, 1).middle_rows(row, rows), add || k > 0);
       }
     }
   });
@@ -179,7 +190,7 @@ void multiply_columns(ThreadPool& pool, Scratch& scratch, MatrixView<const float
 /// The rows of w are decoded in pieces that stay in the cache.
 inline void multiply_input_gradient(ThreadPool& pool, Scratch& scratch, MatrixView<const float> dy,
                                     const StoredMatrix& w, MatrixView<float> dx, bool add) {
-  constexpr Index many_rows = 4 * rows_of_tile, piece = 128, width = panel_columns<float>;
+  constexpr Index many_rows = 8 * rows_of_tile, piece = 128, width = panel_columns<float>;
   const StoredBlock block = block_of(w.dtype());
   const Index columns = ceil_divide(4 * width, block.values) * block.values;
   for_each_block(pool, dx.rows, many_rows, dx.cols, columns, [&](const Block& b, int thread) {
@@ -195,9 +206,13 @@ inline void multiply_input_gradient(ThreadPool& pool, Scratch& scratch, MatrixVi
                values.row(k));
         std::fill(values.row(k) + b.columns, values.row(k) + whole, 0.0F);
       }
-      for (Index j = 0; j < b.columns; j += width)
-        panel_product<float>(b.rows, depth, {dy.row(b.row) + o, dy.stride, 1}, values.row(0) + j, values.stride,
-                             target.middle_cols(j, std::min(width, b.columns - j)), add || o > 0);
+      for (Index row = 0; row < b.rows; row += rows_of_tile) {
+        const Index rows = std::min(rows_of_tile, b.rows - row);
+        for (Index j = 0; j < b.columns; j += width)
+          panel_product<float>(rows, depth, {dy.row(b.row + row) + o, dy.stride, 1}, values.row(0) + j, values.stride,
+                               target.middle_rows(row, rows).middle_cols(j, std::min(width, b.columns - j)),
+                               add || o > 0);
+      }
     }
     if (dy.cols == 0 && !add)
       for (Index t = 0; t < b.rows; ++t) std::fill_n(target.row(t), b.columns, 0.0F);
