@@ -361,6 +361,25 @@ TEST_CASE(
   CHECK_THROWS_AS(after_kill(make_composed(bases, {}, 9, {{0, 1, 0}, {0, 0, 1}, {1, 0, 1}})), FormatError);
 }
 
+TEST_CASE("an adapter whose augments read by aligners of their own says so, and is not opened without them") {
+  const Bases bases;
+  const Folder folder;
+  const auto aligner = std::make_shared<const UnevenAligner>(bases.augment->spec().vocabulary);
+  Composed model(bases.anchor, {bases.augment, bases.wide}, calm::Links{{0, 0, 0}, {1, 0, 1}}, {}, {aligner, aligner});
+  CHECK(contains(message_of<calm::ConfigError>([&] { calm::save_adapter(model, folder.path); }), "name the alignment"));
+  CHECK(!std::filesystem::exists(folder.path / "adapter_config.json"));
+  const auto described = calm::describe_bases(*bases.anchor, *bases.augment, *bases.wide);
+  CHECK_THROWS_AS(calm::save_adapter(model, folder.path, described, "identity"), calm::ConfigError);
+  calm::save_adapter(model, folder.path, described, "bytes");
+  CHECK(contains(message_of<calm::FormatError>([&] { load(folder.path, bases); }), "load_adapter_weights"));
+  randomise(model, 77);
+  const Matrix<float> before = weights_in(model);
+  calm::save_adapter_weights(model, folder.path);
+  randomise(model, 78);
+  calm::load_adapter_weights(model, folder.path, calm::read_adapter_config(folder.path));
+  CHECK(same_bits(constant(weights_in(model)), constant(before)));
+}
+
 TEST_CASE("weights without the mark of their configuration load, as PyTorch writes them") {
   const Bases bases;
   const Folder folder;

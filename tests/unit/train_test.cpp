@@ -476,6 +476,51 @@ TEST_CASE("states that were kept for one augment serve another over the same anc
   }
 }
 
+TEST_CASE("a batch that comes several times in a step gives the same bits with kept states on several threads") {
+  const PackedDataset data(random_examples(60, 1), 100000, 3);
+  REQUIRE(data.size() == 1);
+  std::vector<double> losses[2];
+  for (const std::size_t keeps : {std::size_t{0}, std::size_t{1}}) {
+    Cpu ctx(keeps == 1 ? 4 : 1);
+    Composed model = make_model();
+    Trainer trainer(ctx, model, schedule_of_nine);
+    for (int run = 0; run < 20; ++run) {
+      calm::DatasetBatches<Composed> batches(data, 6, keeps << 30);
+      for (Index step = 0; step < 2; ++step) {
+        const auto six = batches(step);
+        losses[keeps].push_back(trainer.step(std::span(six)).loss);
+      }
+    }
+  }
+  CHECK(losses[0] == losses[1]);
+}
+
+TEST_CASE("examples of which nothing is scored are left out of a dataset") {
+  const std::vector<Example> examples = {{{1}, {2, 3}}, {{1}, {2, 3}, {false, false}}, {{4}, {5}, {true}}};
+  const PackedDataset data(examples, 1, 3);
+  CHECK(data.size() == 2);
+  for (const PackedBatch& batch : data.batches()) CHECK(!batch.empty());
+  CHECK(contains(message_of<calm::ConfigError>([&] { PackedDataset(std::span(examples).subspan(1, 1), 1, 3); }),
+                 "with a scored token"));
+}
+
+TEST_CASE("an update that makes the weights infinite leaves the last good checkpoint") {
+  const PackedDataset data(random_examples(20, 1), 24, 3);
+  const Folder folder;
+  RunOptions options{.folder = folder.path, .checkpoint_every = 1};
+  CHECK_THROWS_AS(run(data, options, nullptr, 3), Killed);
+  const std::string good = read(folder.path / "last.safetensors");
+  Cpu ctx(1);
+  Composed model = make_model();
+  Trainer trainer(ctx, model, calm::CosineSchedule{.peak = 1e39, .warmup = 0, .steps = 9});
+  calm::DatasetBatches<Composed> batches(data, 2, 0);
+  options.resume = true;
+  CHECK(contains(
+      message_of<calm::NumericError>([&] { calm::run_training<Composed, Cpu>(trainer, std::ref(batches), options); }),
+      "after training step 4 a weight of "));
+  CHECK(read(folder.path / "last.safetensors") == good);
+}
+
 TEST_CASE("states are kept until they hold the bytes that were allowed, and are the same object again") {
   const PackedDataset data(random_examples(20, 1), 24, 3);
   Cpu ctx(1);

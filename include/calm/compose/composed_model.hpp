@@ -102,6 +102,7 @@ class ComposedModel {
   }
   const std::vector<Link>& links() const { return links_.links(); }
   const BridgeOptions& options() const { return links_.options(); }
+  std::span<const std::shared_ptr<const Aligner>> aligners() const { return aligners_; }  // one for each augment
   const std::vector<Bridge>& bridges() const { return links_.bridges(); }
 
   /// The lowest anchor block that a link writes after: below it nothing depends on the bridges.

@@ -125,10 +125,15 @@ void save_adapter_weights(const Composed& model, const std::filesystem::path& fo
   writer.write(folder / "adapter_model.safetensors");
 }
 
-/// Writes the adapter of a composed model over bases that the caller has described.
+/// Writes the adapter of a composed model over bases that the caller has described. Throws ConfigError where augments
+/// read by aligners of their own and `alignment` does not say which.
 template <class Composed>
 void save_adapter(const Composed& model, const std::filesystem::path& folder, const std::vector<BaseDescription>& bases,
                   const std::string& alignment = "") {
+  for (const auto& aligner : model.aligners())
+    require<ConfigError>(alignment == "bytes" || dynamic_cast<const IdentityAligner*>(aligner.get()), folder.string(),
+                         ": an augment of this model does not read the anchor's tokens as they are; name the alignment "
+                         "(\"bytes\"), or keep the weights alone with save_adapter_weights");
   std::filesystem::create_directories(folder);
   write_file_atomically(folder / "adapter_config.json",
                         adapter::to_json({model.options(), model.links(), bases, alignment}));
@@ -165,13 +170,17 @@ void load_adapter_weights(Composed& model, const std::filesystem::path& folder, 
 }
 
 /// Composes the given models as an adapter says and loads its bridges. Throws FormatError where the adapter belongs to
-/// other models (naming both), or where a tensor is missing, unknown or of another shape.
+/// other models (naming both), where a tensor is missing, unknown or of another shape, or where its augments read by
+/// bytes: then compose with the aligners and load_adapter_weights.
 template <class Anchor, class... Augments>
 ComposedModel<Anchor, Augments...> load_adapter(const std::filesystem::path& folder,
                                                 std::shared_ptr<const Anchor> anchor,
                                                 std::shared_ptr<const Augments>... augments) {
   const AdapterConfig config = read_adapter_config(folder);
   adapter::check_bases((folder / "adapter_config.json").string(), config.bases, describe_bases(*anchor, *augments...));
+  require<FormatError>(config.alignment != "bytes", (folder / "adapter_config.json").string(),
+                       ": the augments read what the anchor writes by its bytes; compose the models with a ByteAligner "
+                       "for each and call load_adapter_weights");
   ComposedModel<Anchor, Augments...> model =
       compose(std::move(anchor), Links(config.links), config.options, std::move(augments)...);
   load_adapter_weights(model, folder, config);

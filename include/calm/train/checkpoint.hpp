@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <filesystem>
 #include <functional>
 #include <limits>
@@ -37,11 +38,15 @@ void load_parameters(Model& model, const SafetensorsFile& file, const std::strin
   });
 }
 
+/// Throws NumericError, leaving the file that is there as it is, where the last update made a weight infinite.
 template <class Model, class Ctx>
 void save_checkpoint(Trainer<Model, Ctx>& trainer, const std::filesystem::path& path, double best_loss,
                      const std::string& fingerprint) {
   SafetensorsWriter writer;
   for_each_parameter(trainer.model(), [&](const std::string& name, auto& parameter) {
+    for (const auto value : std::as_const(parameter.value).values())
+      require<NumericError>(std::isfinite(value), "after training step ", trainer.step_count(), " a weight of ", name,
+                            " is ", value, "; ", path.string(), " stays as it was. A lower learning rate may help.");
     writer.add(name, parameter.shape(), std::as_const(parameter.value).values());
   });
   writer.add("optimizer.first_moment", trainer.optimizer().first_moment());

@@ -9,6 +9,7 @@
 #include <calm/train/schedule.hpp>
 #include <calm/train/workers.hpp>
 
+#include <algorithm>
 #include <cmath>
 
 namespace calm::inline CALM_ABI {
@@ -211,7 +212,11 @@ class Trainer {
   double collect_pieces(std::span<const TrainingBatch<Model>> batches, StepResult& result) {
     pieces_.clear();
     std::size_t scored = 0;
-    for (const auto& [batch, kept] : batches) {
+    for (auto at = batches.begin(); at != batches.end(); ++at) {
+      const PackedBatch* batch = at->batch;
+      // Shares are computed side by side, so the states of a batch that comes twice belong to its first time.
+      const bool again = std::any_of(batches.begin(), at, [&](const auto& other) { return other.kept == at->kept; });
+      KeptStates<Model>* kept = again ? nullptr : at->kept;
       scored += batch->rows().size();
       result.tokens += batch->tokens().tokens();
       const auto pieces = max_shares_ == 1 ? std::span(batch, 1) : batch->pieces();
