@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <iostream>
+#include <random>
 
 namespace {
 
@@ -63,7 +64,8 @@ int main() {
             << " that its bridges saw, " << right_answers(ctx, composed, shown, words) << " of the " << words - shown
             << " that they never saw\n";
 
-  const auto folder = std::filesystem::temp_directory_path() / "calm_example_adapter";
+  const auto folder =
+      std::filesystem::temp_directory_path() / ("calm_adapter_" + std::to_string(std::random_device()()));
   calm::save_adapter(composed, folder);
   const auto opened = calm::load_adapter(folder, anchor, augment);
   std::cout << "the saved adapter, opened again, knows " << right_answers(ctx, opened, 0, words) << '\n';
