@@ -495,13 +495,15 @@ TEST_CASE("a batch that comes several times in a step gives the same bits with k
   CHECK(losses[0] == losses[1]);
 }
 
-TEST_CASE("examples of which nothing is scored are left out of a dataset") {
+TEST_CASE("batches of which nothing is scored are left out of a dataset, but wrong examples are refused as ever") {
   const std::vector<Example> examples = {{{1}, {2, 3}}, {{1}, {2, 3}, {false, false}}, {{4}, {5}, {true}}};
   const PackedDataset data(examples, 1, 3);
   CHECK(data.size() == 2);
   for (const PackedBatch& batch : data.batches()) CHECK(!batch.empty());
   CHECK(contains(message_of<calm::ConfigError>([&] { PackedDataset(std::span(examples).subspan(1, 1), 1, 3); }),
                  "with a scored token"));
+  const std::vector<Example> wrong = {{{1}, {2, 3}, {false}}};
+  CHECK(contains(message_of<calm::ShapeError>([&] { PackedDataset(wrong, 1, 3); }), "says of 1 tokens"));
 }
 
 TEST_CASE("an update that makes the weights infinite leaves the last good checkpoint") {

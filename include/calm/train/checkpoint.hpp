@@ -38,7 +38,7 @@ void load_parameters(Model& model, const SafetensorsFile& file, const std::strin
   });
 }
 
-/// Throws NumericError, leaving the file that is there as it is, where the last update made a weight infinite.
+/// Throws NumericError, leaving the file that is there as it is, where a weight is not finite.
 template <class Model, class Ctx>
 void save_checkpoint(Trainer<Model, Ctx>& trainer, const std::filesystem::path& path, double best_loss,
                      const std::string& fingerprint) {

@@ -6,7 +6,6 @@
 #include <calm/core/random.hpp>
 #include <calm/model/decoder.hpp>
 
-#include <algorithm>
 #include <numeric>
 
 namespace calm::inline CALM_ABI {
@@ -100,8 +99,8 @@ class PackedBatch {
 };
 
 /// Examples cut once into batches of about `batch_tokens` tokens, in an order that the seed fixes. An epoch visits each
-/// batch once, in an order of its own; batches stay as they are, so that states kept for one can be used again. An
-/// example of which nothing is scored teaches nothing and is left out.
+/// batch once, in an order of its own; batches stay as they are, so that states kept for one can be used again. A
+/// batch of which nothing is scored is left out.
 class PackedDataset {
  public:
   PackedDataset(std::span<const Example> examples, Index batch_tokens, std::uint64_t seed) : seed_(seed) {
@@ -109,19 +108,20 @@ class PackedDataset {
     require<ConfigError>(batch_tokens > 0, "batch_tokens must be positive, found ", batch_tokens);
     std::vector<Example> batch;
     Index tokens = 0;
+    const auto close_batch = [&] {
+      if (batches_.emplace_back(batch).empty()) batches_.pop_back();
+    };
     for (const std::size_t i : shuffled(examples.size(), stream_of("dataset"))) {
-      const std::vector<bool>& scored = examples[i].scored;
-      if (!scored.empty() && std::find(scored.begin(), scored.end(), true) == scored.end()) continue;
       if (!batch.empty() && tokens + examples[i].tokens() > batch_tokens) {
-        batches_.emplace_back(batch);
+        close_batch();
         batch.clear();
         tokens = 0;
       }
       batch.push_back(examples[i]);
       tokens += examples[i].tokens();
     }
-    require<ConfigError>(!batch.empty(), "a dataset needs at least one example with a scored token");
-    batches_.emplace_back(batch);
+    close_batch();
+    require<ConfigError>(!batches_.empty(), "a dataset needs at least one example with a scored token");
   }
 
   Index size() const { return static_cast<Index>(batches_.size()); }
