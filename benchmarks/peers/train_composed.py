@@ -181,6 +181,39 @@ def measure(model, batches, buckets, args):
             "median_step_seconds": statistics.median(seconds), "padding": round(1 - real / computed, 3)}
 
 
+def add_training_options(parser):
+    """What every peer takes beside its models, links and batches."""
+    parser.add_argument("--heads", type=int, default=0, help="of the bridges; the anchor's unless given")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--warm-up", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true", help="torch.compile (needs a C++ compiler)")
+
+
+def read_batches(path):
+    with open(path) as file:
+        return [json.loads(line) for line in file if line.strip()]
+
+
+def context_of(batches):
+    return max(len(e["ids"]) for batch in batches for e in batch)
+
+
+def parse_links(text):
+    """"0:1>2,0:2>3" -> [(1, 2), (2, 3)]: tap and write block."""
+    return [tuple(int(i) for i in link.removeprefix("0:").split(">")) for link in text.split(",")]
+
+
+def print_result(result, model, batches, args, **more):
+    """The line of JSON: what measure() gave, and what both sides of a comparison must agree on."""
+    tokens = statistics.mean(sum(len(e["ids"]) - 1 for e in batch) for batch in batches)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    memory = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(json.dumps({**result, "peak_resident_mb": memory, "tokens_per_step": round(tokens), "trained_parameters": trained,
+                      "threads": args.threads, "compile": args.compile, "torch": torch.__version__, **more}))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, sizes in (("augment", dict(width=128, blocks=3, heads=4, hidden=344)),
@@ -190,44 +223,33 @@ def main():
         parser.add_argument(f"--{name}-kv-heads", type=int, default=0, help="as many as heads unless given")
     parser.add_argument("--vocabulary", type=int, default=41)
     parser.add_argument("--links", default="0:1>2,0:2>3", help="augment:tap block>write block; the only augment is 0")
-    parser.add_argument("--heads", type=int, default=0, help="of the bridges; the anchor's unless given")
     parser.add_argument("--batches", help="see above")
     parser.add_argument("--batch-tokens", type=int, default=4096, help="of random batches")
     parser.add_argument("--buckets", default="2,4,8")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--warm-up", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--compile", action="store_true", help="torch.compile (needs a C++ compiler)")
+    add_training_options(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
 
     if args.batches:
-        with open(args.batches) as file:
-            batches = [json.loads(line) for line in file if line.strip()]
+        batches = read_batches(args.batches)
     else:
         batches = random_batches(8, args.batch_tokens, args.vocabulary, torch.Generator().manual_seed(args.seed))
-    context = max(len(e["ids"]) for batch in batches for e in batch)
+    context = context_of(batches)
 
     def llama(name):
         width, blocks, heads, hidden, kv_heads = (
             getattr(args, f"{name}_{key}") for key in ("width", "blocks", "heads", "hidden", "kv_heads"))
         return Llama(args.vocabulary, width, blocks, heads, kv_heads or heads, hidden, context)
 
-    links = [tuple(int(i) for i in link.removeprefix("0:").split(">")) for link in args.links.split(",")]
+    links = parse_links(args.links)
     results = []
     for buckets in args.buckets.split(","):
         torch.manual_seed(args.seed)
         model = Composed(llama("anchor"), llama("augment"), links, args.heads or args.anchor_heads)
         results.append(measure(model, batches, int(buckets), args))
     best = max(results, key=lambda r: r["tokens_per_second"])
-    tokens = statistics.mean(sum(len(e["ids"]) - 1 for e in batch) for batch in batches)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    memory = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    print(json.dumps({**best, "peak_resident_mb": memory, "tokens_per_step": round(tokens), "trained_parameters": trained, "threads": args.threads,
-                      "compile": args.compile, "torch": torch.__version__,
-                      "all": {str(r["buckets"]): r["tokens_per_second"] for r in results}}))
+    print_result(best, model, batches, args, all={str(r["buckets"]): r["tokens_per_second"] for r in results})
 
 
 if __name__ == "__main__":

@@ -8,15 +8,13 @@ records nothing, and the output head sees scored tokens only.
 python train_real.py --batches FILE [--threads N] [--dtype bf16] [--reverse] [--compile]
 """
 import argparse
-import json
-import resource
-import statistics
 
 import torch
 from torch import nn
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
-from train_composed import Bridge, measure, rotary_table
+from train_composed import (Bridge, add_training_options, context_of, measure, parse_links, print_result, read_batches,
+                            rotary_table)
 
 
 def smollm2():
@@ -79,33 +77,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", required=True, help="see train_composed.py")
     parser.add_argument("--links", default="0:3>6,0:8>14,0:12>21,0:17>29", help="augment:tap block>write block")
-    parser.add_argument("--heads", type=int, default=0, help="of the bridges; the anchor's unless given")
     parser.add_argument("--reverse", action="store_true", help="Gemma 3 is the anchor, SmolLM2 its augment")
     parser.add_argument("--dtype", choices=("f32", "bf16"), default="f32", help="of weights and arithmetic")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--warm-up", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--compile", action="store_true", help="torch.compile (needs a C++ compiler)")
+    add_training_options(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
 
-    with open(args.batches) as file:
-        batches = [json.loads(line) for line in file if line.strip()]
-    context = max(len(e["ids"]) for batch in batches for e in batch)
-    links = [tuple(int(i) for i in link.removeprefix("0:").split(">")) for link in args.links.split(",")]
+    batches = read_batches(args.batches)
     anchor, augment = (gemma3(), smollm2()) if args.reverse else (smollm2(), gemma3())
-    model = Composed(anchor, augment, links, args.heads, context)
+    model = Composed(anchor, augment, parse_links(args.links), args.heads, context_of(batches))
     if args.dtype == "bf16":
         model = model.to_dtype(torch.bfloat16)
-    result = measure(model, batches, 1, args)
-    tokens = statistics.mean(sum(len(e["ids"]) - 1 for e in batch) for batch in batches)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    memory = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    print(json.dumps({**result, "tokens_per_step": round(tokens), "trained_parameters": trained, "threads": args.threads,
-                      "dtype": args.dtype, "compile": args.compile, "torch": torch.__version__,
-                      "peak_resident_mb": memory}))
+    print_result(measure(model, batches, 1, args), model, batches, args, dtype=args.dtype)
 
 
 if __name__ == "__main__":
