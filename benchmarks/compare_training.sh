@@ -5,8 +5,8 @@
 # states of the frozen models once for each batch. With --real it is SmolLM2-135M and Gemma 3 270M, from files
 # (examples/fetch_models.sh) in calm and of random weights in transformers, 4 links, 4 sequences of 128 tokens, all scored.
 #
-#   benchmarks/compare_training.sh [--rounds N] [--threads N] [--json FILE] [--keep-states] [--products f32|interleaved|bf16]
-#                                  [--real SMOLLM2.gguf GEMMA3.gguf] [-- options that both programs take]
+#   benchmarks/compare_training.sh [--rounds N] [--threads N] [--json FILE] [--keep-states] [--products packed|stored|interleaved|bf16]
+#                                  [--real SMOLLM2.gguf GEMMA3.gguf [--torch-dtype f32|bf16]] [-- options that both programs take]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -18,7 +18,7 @@ only_torch=()
 shape=()
 peer=benchmarks/peers/train_composed.py
 package=torch
-usage="usage: $0 [--rounds N] [--threads N] [--json FILE] [--keep-states] [--products f32|interleaved|bf16] [--real SMOLLM2 GEMMA3] [-- options of both]"
+usage="usage: $0 [--rounds N] [--threads N] [--json FILE] [--keep-states] [--products packed|stored|interleaved|bf16] [--real SMOLLM2 GEMMA3 [--torch-dtype f32|bf16]] [-- options of both]"
 while (($# > 0)); do
   case $1 in
     --rounds) rounds=$2 && shift 2 ;;

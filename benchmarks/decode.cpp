@@ -2,15 +2,13 @@
 // empty context, random tokens, a forward pass and the logits of each; nothing is sampled. Prints one JSON line.
 //
 // With --augment a composed model: --links fresh default bridges, evenly spaced, over one stream of ids.
-#include <calm/backend/cpu_bf16.hpp>
-#include <calm/backend/cpu_stored.hpp>
+#include "measuring.hpp"
+
 #include <calm/calm.hpp>
 #include <calm/io/pretrained.hpp>
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
-
-#include <sys/resource.h>
 
 #include <chrono>
 #include <iostream>
@@ -30,12 +28,6 @@ struct Options {
 };
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-double peak_resident_mb() {
-  rusage used{};
-  getrusage(RUSAGE_SELF, &used);
-  return std::round(static_cast<double>(used.ru_maxrss) / 1024);
-}
 
 template <class Model>
 double tokens_per_second(const Options& o, Ctx& ctx, const Model& model, Index vocabulary) {
@@ -91,13 +83,10 @@ int main(int argc, char** argv) {
   app.add_option("--repetitions", o.repetitions, "the median counts");
   app.add_option("--threads", o.threads);
   app.add_option("--products", o.products, "with frozen weights as they are stored, the same interleaved, or packed")
-      ->check(CLI::IsMember({"stored", "interleaved", "packed", "bf16"}));
+      ->check(CLI::IsMember(names_of_products));
   CLI11_PARSE(app, argc, argv);
   try {
-    Ctx ctx(o.threads, o.products == "stored"        ? calm::stored_products
-                       : o.products == "interleaved" ? calm::interleaved_products
-                       : o.products == "bf16"        ? calm::bf16_products
-                                                     : calm::MakeProducts{});
+    Ctx ctx(o.threads, products_named(o.products));
     const calm::Pretrained files(o.model);
     const double speed = Architectures::visit(
         files.model_type(), [&](auto architecture) { return measure<decltype(architecture)>(o, ctx, files); });

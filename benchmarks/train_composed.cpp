@@ -4,16 +4,14 @@
 //
 // Unless --keep-states is given, nothing is kept from step to step: the frozen models run anew for every batch, as they
 // do in the peer. With --anchor-file and --augment-file real models are composed, as peers/train_real.py does.
-#include <calm/backend/cpu_bf16.hpp>
-#include <calm/backend/cpu_stored.hpp>
+#include "measuring.hpp"
+
 #include <calm/calm.hpp>
 #include <calm/compose/any_augment.hpp>
 #include <calm/io/pretrained.hpp>
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
-
-#include <sys/resource.h>
 
 #include <chrono>
 #include <fstream>
@@ -106,12 +104,6 @@ double median(std::vector<double> values) {
   return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
 }
 
-double peak_resident_mb() {
-  rusage used{};
-  getrusage(RUSAGE_SELF, &used);
-  return std::round(static_cast<double>(used.ru_maxrss) / 1024);
-}
-
 struct Options {
   calm::Index heads = 0, warm_up = 5, steps = 30;
   std::string links = "0:1>2,0:2>3";
@@ -181,7 +173,7 @@ int main(int argc, char** argv) try {
   Options o;
   BatchShape shape;
   calm::Index vocabulary = 41;
-  std::string anchor_file, augment_file, batches_file, write_file, products = "f32";
+  std::string anchor_file, augment_file, batches_file, write_file, products = "packed";
   int threads = 2;
   auto* from_file = app.add_option("--anchor-file", anchor_file, "a Llama or Gemma 3 in place of random weights");
   from_file->needs(app.add_option("--augment-file", augment_file, "and its augment"));
@@ -199,7 +191,7 @@ int main(int argc, char** argv) try {
   app.add_option("--write-batches", write_file, "writes the batches to this file, for the peer, and trains nothing");
   app.add_option("--products", products,
                  "frozen weights packed in f32, as they are stored, the same interleaved, or in bf16")
-      ->check(CLI::IsMember({"f32", "stored", "interleaved", "bf16"}));
+      ->check(CLI::IsMember(names_of_products));
   app.add_option("--threads", threads);
   app.add_option("--warm-up", o.warm_up, "steps that are not measured");
   app.add_option("--steps", o.steps, "that are measured");
@@ -218,10 +210,7 @@ int main(int argc, char** argv) try {
   }
   calm::require<calm::ConfigError>(o.steps > 0, "--steps must be positive, found ", o.steps);
 
-  Ctx ctx(threads, products == "bf16"          ? calm::bf16_products
-                   : products == "stored"      ? calm::stored_products
-                   : products == "interleaved" ? calm::interleaved_products
-                                               : calm::MakeProducts{});
+  Ctx ctx(threads, products_named(products));
   if (!anchor_file.empty()) {
     measure_files(o, ctx, anchor_file, augment_file, batches);
     return 0;
