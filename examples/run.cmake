@@ -1,6 +1,12 @@
-# Runs PROGRAM, which must succeed and print something.
-execute_process(COMMAND ${PROGRAM} OUTPUT_VARIABLE output COMMAND_ERROR_IS_FATAL ANY)
+# Runs PROGRAM with ARGUMENTS, which must succeed, print something and make the file EXPECTED, where that is given.
+if(DEFINED EXPECTED)
+  file(REMOVE ${EXPECTED})
+endif()
+execute_process(COMMAND ${PROGRAM} ${ARGUMENTS} OUTPUT_VARIABLE output COMMAND_ERROR_IS_FATAL ANY)
 message("${output}")
 if(output STREQUAL "")
   message(FATAL_ERROR "${PROGRAM} printed nothing")
+endif()
+if(DEFINED EXPECTED AND NOT EXISTS ${EXPECTED})
+  message(FATAL_ERROR "${PROGRAM} did not make ${EXPECTED}")
 endif()

@@ -35,11 +35,17 @@ inline BasePointer freeze(const TrainedModel& model) {
   });
 }
 
+/// How a model starts, and what it is trained on.
+struct Course {
+  std::string name;
+  calm::ModelSpec spec;
+  TrainingPlan plan;
+  TaskOfStep task;
+};
+
 /// m_A learns the dictionary: with a tenth of the keys it learns to find the k-th key, then all keys follow. Many rows
 /// of a single key would teach it to read the first key only.
-inline BasePointer train_key_value_model(Ctx& ctx, const Dictionary& dictionary, std::uint64_t seed,
-                                         double effort = 1) {
-  TrainedModel model(key_value_spec(), calm::RandomWeights{seed, 0.05});
+inline Course key_value_course(const Dictionary& dictionary, std::uint64_t seed, double effort) {
   const TrainingPlan plan{
       .steps = static_cast<Index>(effort * 7200), .batch = 64, .learning_rate = 2e-3, .seed = seed, .max_shares = 1};
   const auto& keys = dictionary.keys();
@@ -47,16 +53,13 @@ inline BasePointer train_key_value_model(Ctx& ctx, const Dictionary& dictionary,
       substitution(dictionary, {keys.begin(), keys.begin() + dictionary.size() / 10}, {0.05, 0.45, 0.35, 0.15});
   const Task all = substitution(dictionary, keys, {0.05, 0.40, 0.35, 0.20}, 0.5);
   const Task longer = substitution(dictionary, keys, {0.05, 0.25, 0.35, 0.35}, 0.5);
-  train(ctx, model, "m_A, key-value", plan, [&](Index step) {
-    return step < plan.steps / 10 ? few : step < plan.steps / 2 ? all : longer;
-  });
-  return freeze(model);
+  return {"m_A, key-value", key_value_spec(), plan, [=](Index step) {
+            return step < plan.steps / 10 ? few : step < plan.steps / 2 ? all : longer;
+          }};
 }
 
 /// m_B learns to calculate: two operands until that works, then the rest.
-inline BasePointer train_arithmetic_model(Ctx& ctx, const Dictionary& dictionary, std::uint64_t seed,
-                                          double effort = 1) {
-  TrainedModel model(arithmetic_spec(), calm::RandomWeights{seed, 0.05});
+inline Course arithmetic_course(const Dictionary& dictionary, std::uint64_t seed, double effort) {
   const TrainingPlan plan{.steps = static_cast<Index>(effort * 14400),
                           .batch = 64,
                           .learning_rate = 1.5e-3,
@@ -67,9 +70,14 @@ inline BasePointer train_arithmetic_model(Ctx& ctx, const Dictionary& dictionary
   const Task two = arithmetic(dictionary, {.operands = {0, 1}, .half_solved = 0, .largest = largest});
   const Task some = arithmetic(dictionary, {{0.02, 0.6, 0.38}, 0.15, 0.15, 0.3, 0.4, largest});
   const Task all = arithmetic(dictionary, {{0.02, 0.33, 0.38, 0.27}, 0.25, 0.25, 0.3, 0.4, largest});
-  train(ctx, model, "m_B, arithmetic", plan, [&](Index step) {
-    return step < plan.steps / 8 ? two : step < plan.steps / 4 ? some : all;
-  });
+  return {"m_B, arithmetic", arithmetic_spec(), plan, [=](Index step) {
+            return step < plan.steps / 8 ? two : step < plan.steps / 4 ? some : all;
+          }};
+}
+
+inline BasePointer train_base(Ctx& ctx, const Course& course) {
+  TrainedModel model(course.spec, calm::RandomWeights{course.plan.seed, 0.05});
+  train(ctx, model, course.name, course.plan, course.task);
   return freeze(model);
 }
 

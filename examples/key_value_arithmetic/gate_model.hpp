@@ -110,9 +110,9 @@ class GateModel {
   }
 
   bool fits(const Session* session, calm::Index slot, std::span<const calm::TokenId> ids, calm::Index prompt_length,
-            calm::Index more) const {
-    return a_->fits(session ? &session->a : nullptr, slot, ids, prompt_length, more) &&
-           b_->fits(session ? &session->b : nullptr, slot, ids, prompt_length, more);
+            calm::Index more, const calm::SessionOptions& options = {}) const {
+    return a_->fits(session ? &session->a : nullptr, slot, ids, prompt_length, more, options) &&
+           b_->fits(session ? &session->b : nullptr, slot, ids, prompt_length, more, options);
   }
 
   View advance(auto& ctx, Session& session, const calm::TokenBatch& batch, auto&& observer) const {

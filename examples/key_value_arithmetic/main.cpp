@@ -54,7 +54,9 @@ Options parse_arguments(int argc, char** argv) {
   app.add_option("--threads", o.threads, "threads; 0: one a core. The results do not depend on it")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
-  app.add_option("--effort", o.effort, "with --from-scratch: part of the base models' training steps")
+  app.add_option("--effort", o.effort,
+                 "part of the steps of base models that are trained: by --from-scratch, and, of another dictionary, by "
+                 "--full")
       ->capture_default_str()
       ->check(CLI::Range(0.001, 1.0));
   try {
@@ -66,15 +68,61 @@ Options parse_arguments(int argc, char** argv) {
   return o;
 }
 
+std::string without_equals(const std::string& text) { return text.substr(0, text.size() - 1); }
+
+/// The canonical forms of what any of the seeds evaluates, as numbers and as keys.
+std::set<std::string> evaluated_forms(const std::vector<EvaluationSets>& seeds) {
+  std::set<std::string> evaluated;
+  for (const EvaluationSets& sets : seeds) {
+    for (std::size_t c = 0; c < columns; ++c) {
+      for (const Item& item : sets[c]) {
+        evaluated.insert(canonical(parse(without_equals(item.values))));
+        if (c != reworded && c != reworded_longer) evaluated.insert(canonical(parse(without_equals(item.prompt))));
+      }
+    }
+  }
+  return evaluated;
+}
+
+/// Fails where a training set holds what is evaluated, in any order, or one of the forbidden words. The generators are
+/// built so that none does; this looks at every example that they make.
+void check_training(const std::string& name, const TrainingPlan& plan, const TaskOfStep& task,
+                    const std::set<std::string>& evaluated, const std::set<std::string>& forbidden) {
+  for (Index step = 0; step < plan.steps; ++step) {
+    for (const calm::Example& e : examples_of(task(step), plan.seed, step, plan.batch)) {
+      const std::string prompt = decode(e.prompt), text = prompt + decode(e.completion);
+      std::string word;
+      for (const char c : prompt + "=") {
+        if ('a' <= c && c <= 'z') {
+          word += c;
+        } else {
+          calm::require<calm::Error>(!forbidden.contains(word), "the training of ", name, " holds the unseen key ",
+                                     word, ": ", text);
+          word.clear();
+        }
+      }
+      for (std::size_t begin = 1; begin < text.size();) {
+        const std::size_t end = std::min(text.find_first_of("=$", begin), text.size());
+        const Expression piece = parse(std::string_view(text).substr(begin, end - begin));
+        calm::require<calm::Error>(piece.operators.empty() || !evaluated.contains(canonical(piece)), "the training of ",
+                                   name, " holds an order of the evaluated ", write(piece), ": ", text);
+        begin = end + 1;
+      }
+    }
+  }
+}
+
 /// The base models, read or trained; both end in the folder of results.
 struct Bases {
   BasePointer a, b;
 };
 
-Bases base_models(Ctx& ctx, const Options& o, const Dictionary& dictionary) {
+Bases base_models(Ctx& ctx, const Options& o, const Dictionary& dictionary, const std::set<std::string>& evaluated) {
   Bases bases;
   if (o.from_scratch) {
-    bases = {train_key_value_model(ctx, dictionary, 1, o.effort), train_arithmetic_model(ctx, dictionary, 2, o.effort)};
+    const Course a = key_value_course(dictionary, 1, o.effort), b = arithmetic_course(dictionary, 2, o.effort);
+    for (const Course* course : {&a, &b}) check_training(course->name, course->plan, course->task, evaluated, {});
+    bases = {train_base(ctx, a), train_base(ctx, b)};
   } else {
     bases = {std::make_shared<const BaseModel>(calm::load_model<BaseModel>(o.models / "m_A")),
              std::make_shared<const BaseModel>(calm::load_model<BaseModel>(o.models / "m_B"))};
@@ -93,76 +141,39 @@ Bases base_models(Ctx& ctx, const Options& o, const Dictionary& dictionary) {
   return bases;
 }
 
-std::string without_equals(const std::string& text) { return text.substr(0, text.size() - 1); }
-
-/// Fails where the training set of a seed's rows holds what is evaluated; the generators are built so that none does,
-/// and this looks at every example that they make.
-void check_splits(const Dictionary& dictionary, const EvaluationSets& sets, const Options& o, std::uint64_t seed) {
-  std::set<std::string> evaluated;  // canonical, as numbers and as keys
-  for (std::size_t c = 0; c < columns; ++c) {
-    for (const Item& item : sets[c]) {
-      evaluated.insert(canonical(parse(without_equals(item.values))));
-      if (c != reworded && c != reworded_longer) evaluated.insert(canonical(parse(without_equals(item.prompt))));
-    }
-  }
-  std::set<std::string> unseen(dictionary.unseen().begin(), dictionary.unseen().end());
-  std::vector<Lesson> lessons{o.direct ? Lesson::direct : Lesson::chain};
-  if (o.full && !o.direct) lessons.push_back(Lesson::substitution);
-  for (const Lesson lesson : lessons) {
-    const Task task = bridge_task(dictionary, lesson);
-    for (Index step = 0; step < o.steps; ++step) {
-      calm::Random random(seed, calm::stream_of("training") + static_cast<std::uint64_t>(step));
-      for (Index i = 0; i < o.batch; ++i) {
-        const calm::Example e = task(random);
-        const std::string prompt = decode(e.prompt), text = prompt + decode(e.completion);
-        std::string word;
-        for (const char c : prompt + "=") {
-          if ('a' <= c && c <= 'z') {
-            word += c;
-          } else {
-            calm::require<calm::Error>(!unseen.contains(word), "the bridges' training holds the unseen key ", word,
-                                       ": ", text);
-            word.clear();
-          }
-        }
-        for (std::size_t begin = 1; begin < text.size();) {
-          const std::size_t end = std::min(text.find_first_of("=$", begin), text.size());
-          const Expression piece = parse(std::string_view(text).substr(begin, end - begin));
-          calm::require<calm::Error>(piece.operators.empty() || !evaluated.contains(canonical(piece)),
-                                     "the bridges' training holds an order of the evaluated ", write(piece));
-          begin = end + 1;
-        }
-      }
-    }
-  }
-}
-
 void run(const Options& o) {
   fs::create_directories(o.out);
   Ctx ctx(o.threads);
   const Dictionary dictionary(o.keys, 1, 1), other(o.keys, 1, 2);
-  const Bases bases = base_models(ctx, o, dictionary);
+  const Index seeds = o.seeds > 0 ? o.seeds : o.full ? 3 : 1;
+  std::vector<EvaluationSets> evaluation;
+  for (Index s = 0; s < seeds; ++s)
+    evaluation.emplace_back(dictionary, o.seed + static_cast<std::uint64_t>(s), o.items);
+  const std::set<std::string> evaluated = evaluated_forms(evaluation),
+                              unseen(dictionary.unseen().begin(), dictionary.unseen().end());
+  const Bases bases = base_models(ctx, o, dictionary, evaluated);
   const BasePointer random_a = std::make_shared<const BaseModel>(bases.a->spec(), calm::RandomWeights{99, 0.05});
-  const BasePointer other_a = o.full ? train_key_value_model(ctx, other, 1, o.effort) : nullptr;
+  const BasePointer other_a = o.full ? train_base(ctx, key_value_course(other, 1, o.effort)) : nullptr;
   const Lesson lesson = o.direct ? Lesson::direct : Lesson::chain;
   const std::string kind = o.direct ? " (direct)" : " (chain)";
 
   std::vector<RowOverSeeds> rows;
   std::vector<std::unique_ptr<RowResult>> base_rows;  // of m_B, one a seed
-  const Index seeds = o.seeds > 0 ? o.seeds : o.full ? 3 : 1;
   for (Index s = 0; s < seeds; ++s) {
-    const std::uint64_t seed = o.seed + static_cast<std::uint64_t>(s);
-    const EvaluationSets sets(dictionary, seed, o.items);
-    check_splits(dictionary, sets, o, seed);
-    const Experiment x{
-        ctx,
-        dictionary,
-        sets,
-        bases.a,
-        bases.b,
-        {.steps = o.steps, .batch = o.batch, .learning_rate = o.learning_rate, .warmup = 50, .seed = seed},
-        s == 0 ? std::max<Index>(1, o.steps / 7) : 0,
-        lesson};
+    const TrainingPlan plan{.steps = o.steps,
+                            .batch = o.batch,
+                            .learning_rate = o.learning_rate,
+                            .warmup = 50,
+                            .seed = o.seed + static_cast<std::uint64_t>(s)};
+    std::vector<Lesson> lessons{lesson};
+    if (o.full && !o.direct) lessons.push_back(Lesson::substitution);
+    for (const Lesson each : lessons) {
+      const Task task = bridge_task(dictionary, each);
+      check_training(
+          "the bridges", plan, [&](Index) { return task; }, evaluated, unseen);
+    }
+    const Experiment x{ctx,     dictionary, evaluation[static_cast<std::size_t>(s)],      bases.a,
+                       bases.b, plan,       s == 0 ? std::max<Index>(1, o.steps / 7) : 0, lesson};
     std::size_t next = 0;
     const auto add = [&](RowResult row) {
       std::cerr << row.name << ":";

@@ -160,12 +160,12 @@ inline Task arithmetic(const Dictionary& dictionary, const ArithmeticMix& mix) {
   };
 }
 
-/// A batch of examples: a function of seed and step alone.
-inline calm::PackedBatch batch_of(const Task& task, std::uint64_t seed, Index step, Index examples) {
+/// The examples of a training step: a function of seed and step alone.
+inline std::vector<calm::Example> examples_of(const Task& task, std::uint64_t seed, Index step, Index count) {
   calm::Random random(seed, calm::stream_of("training") + static_cast<std::uint64_t>(step));
-  std::vector<calm::Example> batch;
-  for (Index i = 0; i < examples; ++i) batch.push_back(task(random));
-  return calm::PackedBatch(batch);
+  std::vector<calm::Example> examples;
+  for (Index i = 0; i < count; ++i) examples.push_back(task(random));
+  return examples;
 }
 
 }  // namespace key_value

@@ -17,16 +17,18 @@ struct TrainingPlan {
   Index max_shares = calm::usual_shares;  // of a step; the bits of the weights depend on it
 };
 
-/// `task(step)` is the task of a step; `watch(step, loss)` is called after each. Returns the seconds of training.
+using TaskOfStep = std::function<Task(Index)>;
+
+/// `watch(step, loss)` is called after each step. Returns the seconds of training.
 template <class Model>
-double train(Ctx& ctx, Model& model, const std::string& name, const TrainingPlan& plan,
-             const std::function<Task(Index)>& task, const std::function<void(Index, double)>& watch = {}) {
+double train(Ctx& ctx, Model& model, const std::string& name, const TrainingPlan& plan, const TaskOfStep& task,
+             const std::function<void(Index, double)>& watch = {}) {
   calm::PackedBatch batch;
   return examples::train<Model>(
              ctx, model, name, calm::CosineSchedule{plan.learning_rate, plan.warmup, plan.steps, 0.02},
              calm::AdamWOptions{.weight_decay = plan.weight_decay},
              [&](Index step) {
-               batch = batch_of(task(step), plan.seed, step, plan.batch);
+               batch = calm::PackedBatch(examples_of(task(step), plan.seed, step, plan.batch));
                return std::vector<calm::TrainingBatch<Model>>{{&batch, nullptr}};
              },
              watch, plan.max_shares)

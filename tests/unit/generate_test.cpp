@@ -406,7 +406,12 @@ TEST_CASE("the context of an augment limits generation as the model's own does")
   }
   SUBCASE("of a composed anchor") {
     const auto inner = std::make_shared<const Composed>(make_composed(12));
-    check_short_augment(calm::compose(inner, {{0, 0, 1}}, {}, make_augment()));
+    const auto outer = calm::compose(inner, {{0, 0, 1}}, {}, make_augment());
+    check_short_augment(outer);
+    const auto message = message_of<calm::ContextLimitError>(
+        [&] { run(outer, {random_tokens(13, vocabulary, 1)}, {.max_new_tokens = 1, .augments = false}); });
+    CHECK(contains(message, "which the context of an augment does not hold"));
+    CHECK(!contains(message, "without augments"));
   }
   SUBCASE("of a composed augment") {
     const auto inner = std::make_shared<const Composed>(make_composed(12));

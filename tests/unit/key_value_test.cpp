@@ -366,7 +366,7 @@ TEST_CASE("text is tokens and back, and other characters are a typed error") {
 TEST_CASE("a batch is a function of seed and step") {
   const Task task = key_value::bridge_task(dictionary(), Lesson::chain);
   const auto ids = [&](std::uint64_t seed, Index step) {
-    const calm::PackedBatch batch = key_value::batch_of(task, seed, step, 8);
+    const calm::PackedBatch batch(key_value::examples_of(task, seed, step, 8));
     return std::vector<calm::TokenId>(batch.tokens().ids.begin(), batch.tokens().ids.end());
   };
   CHECK(ids(1, 5) == ids(1, 5));

@@ -207,7 +207,8 @@ class ComposedModel {
     return session;
   }
 
-  bool fits(const Session* session, Index slot, std::span<const TokenId> ids, Index prompt_length, Index more) const {
+  bool fits(const Session* session, Index slot, std::span<const TokenId> ids, Index prompt_length, Index more,
+            const SessionOptions& options = {}) const {
     if (!anchor_->fits(session ? &session->anchor_ : nullptr, slot, ids, prompt_length, more)) return false;
     bool all = true;
     const auto check = [&](std::size_t i, const auto& augment, const auto* augment_session) {
@@ -219,11 +220,11 @@ class ComposedModel {
       all = all && augment.fits(augment_session, slot, aligned.ids, aligned.prompt_lengths.back(),
                                 aligners_[i]->augment_minimum(more));
     };
-    if (!session)
+    if (!session && options.augments)
       augments_.for_each([&](std::size_t i, const auto& augment) {
         check(i, augment, static_cast<const typename std::decay_t<decltype(augment)>::Session*>(nullptr));
       });
-    else if (session->enabled_)
+    else if (session && session->enabled_)
       augments_.for_each(session->augments_, [&](std::size_t i, const auto& augment, const auto& augment_session) {
         check(i, augment, &augment_session);
       });

@@ -124,11 +124,12 @@ requires LanguageModel<Model, Ctx> std::vector<Generation> generate(
                                " more are asked for, but the model's context is ", context,
                                "; ask for fewer or choose AtContextLimit::stop");
     const Index more = needed - length;
-    require<ContextLimitError>(
-        !options.augments || model.fits(nullptr, 0, prompts[p], length, more), "prompt ", p, " has ", length, " tokens",
-        more > 0 ? message(" and ", more, " more are asked for") : "",
-        ", which the context of an augment does not hold; ",
-        more > 0 ? "ask for fewer or choose AtContextLimit::stop" : "shorten it", ", or generate without augments");
+    require<ContextLimitError>(model.fits(nullptr, 0, prompts[p], length, more, {-1, options.augments}), "prompt ", p,
+                               " has ", length, " tokens",
+                               more > 0 ? message(" and ", more, " more are asked for") : "",
+                               ", which the context of an augment does not hold; ",
+                               more > 0 ? "ask for fewer or choose AtContextLimit::stop" : "shorten it",
+                               options.augments ? ", or generate without augments" : "");
   }
   Sampler sampler(options.sampler);
   std::vector<Generation> results(prompts.size());

@@ -91,8 +91,11 @@ concept LanguageModel = requires(const M& model, Ctx& ctx, const TokenBatch& bat
   { model.advance(ctx, session, batch, NullObserver{}) } -> std::same_as<MatrixView<typename M::Scalar>>;
   { session.length(n) } -> std::convertible_to<Index>;
   // Whether the contexts of all models hold these ids, of which the first n are a prompt, and then n tokens that are
-  // not known yet, behind what a slot holds (nullptr: in an empty one). The last may be true where it turns out not to.
-  { model.fits(static_cast<const typename M::Session*>(nullptr), n, batch.ids, n, n) } -> std::same_as<bool>;
+  // not known yet, behind what a slot holds (nullptr: in an empty one of a session with these options). May be true
+  // where the tokens that are not known turn out to be too long.
+  {
+    model.fits(static_cast<const typename M::Session*>(nullptr), n, batch.ids, n, n, SessionOptions{})
+    } -> std::same_as<bool>;
   session.check_room(batch);
   session.clear(n);
 };

@@ -194,7 +194,8 @@ class Transformer {
                    spec_.heads.kv_heads * spec_.heads.width);
   }
 
-  bool fits(const Session* session, Index slot, std::span<const TokenId> ids, Index, Index more) const {
+  bool fits(const Session* session, Index slot, std::span<const TokenId> ids, Index, Index more,
+            const SessionOptions& = {}) const {
     return (session ? session->length(slot) : 0) + static_cast<Index>(ids.size()) + more <= spec_.context;
   }
 
