@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what is missing, builds everything and runs all tests: preset release, the unit tests of preset sanitize (with
+# Installs what is missing, builds everything and runs all tests: preset tests, the unit tests of preset sanitize (with
 # clang 14 where it is or may be installed, else with g++) and, with clang 14, a short run of the fuzz targets.
 # CALM_JOBS sets how many processes work at a time (one for each core), CALM_PYTHON the interpreter that has PyTorch.
 set -euo pipefail
@@ -13,12 +13,12 @@ bash cmake/install_dependencies.sh \
   cmake g++ ninja-build libeigen3-dev nlohmann-json3-dev libxxhash-dev libpcre2-dev libutf8proc-dev \
   doctest-dev libbenchmark-dev libcli11-dev
 
-presets=(release sanitize)
+presets=(tests sanitize)
 bash cmake/install_dependencies.sh clang-14 libclang-rt-14-dev || true
 linked=$(mktemp)
 if echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, unsigned long) { return 0; }' |
   clang++-14 -fsanitize=fuzzer,address -x c++ - -o "$linked" 2>/dev/null; then
-  presets=(release sanitize-clang fuzz)
+  presets=(tests sanitize-clang fuzz)
 else
   echo "The fuzz targets are skipped: clang++-14 cannot link them (Debian: clang-14, libclang-rt-14-dev)"
 fi
@@ -26,9 +26,7 @@ rm -f "$linked"
 
 for preset in "${presets[@]}"; do
   step "configure $preset"
-  options=()
-  if [[ $preset == release ]]; then options=(-D CALM_BUILD_BENCHMARKS=OFF); fi # the sanitized ones are enough to see them compile
-  cmake --preset "$preset" "${options[@]}"
+  cmake --preset "$preset"
   step "build $preset"
   cmake --build --preset "$preset" -j "$jobs"
 done

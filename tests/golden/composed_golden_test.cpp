@@ -4,6 +4,8 @@
 
 #include <memory>
 
+namespace composed_golden_test {
+
 namespace {
 
 /// The anchor llama with the augments llama_tied and llama_narrow, joined by an adapter's bridges.
@@ -121,3 +123,5 @@ TEST_CASE_TEMPLATE("an observer of a composed model sees the stream after the li
   model.run(ctx, batch, states, x, 0, model.spec().blocks, nullptr, observer);
   CHECK(observer.seen == model.spec().blocks);
 }
+
+}  // namespace composed_golden_test

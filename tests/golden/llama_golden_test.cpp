@@ -1,5 +1,7 @@
 #include "golden/golden.hpp"
 
+namespace llama_golden_test {
+
 namespace {
 
 /// Logits and hidden states of a model folder that transformers wrote. An absolute tolerance: the values are of order 1
@@ -37,3 +39,5 @@ TEST_CASE_TEMPLATE("a Llama of bf16 weights and tied embeddings gives the logits
                    CALM_GOLDEN_BACKENDS) {
   compare<On>("llama_tied");
 }
+
+}  // namespace llama_golden_test

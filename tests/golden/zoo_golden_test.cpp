@@ -2,6 +2,8 @@
 
 #include <calm/model/zoo/zoo.hpp>
 
+namespace zoo_golden_test {
+
 namespace {
 
 using calm::Index;
@@ -51,3 +53,5 @@ TEST_CASE("every architecture gives the logits and hidden states of transformers
     calm::zoo::All::visit(config.model_type, [&](auto architecture) { compare<decltype(architecture)>(folder); });
   }
 }
+
+}  // namespace zoo_golden_test

@@ -18,6 +18,17 @@ using calm::Matrix;
 using calm::MatrixView;
 using calm::TokenId;
 
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool sanitized = true;
+#elif defined(__has_feature)
+constexpr bool sanitized = __has_feature(address_sanitizer);
+#else
+constexpr bool sanitized = false;
+#endif
+
+/// How often a test repeats what has no memory of its own to misuse: a sanitizer makes it slow and finds no more.
+constexpr int rounds(int count) { return sanitized ? count / 8 : count; }
+
 template <class S>
 constexpr S not_a_number = std::numeric_limits<S>::quiet_NaN();
 

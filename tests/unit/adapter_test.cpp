@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <fstream>
 
+namespace adapter_test {
 using namespace calm_test;
 using calm::BridgeOptions;
 using calm::FormatError;
@@ -487,3 +488,5 @@ TEST_CASE("a model folder that was cut off anywhere is a typed error") {
     REQUIRE_THROWS_AS(calm::load_model<Llama>(folder.path), calm::Error);
   }
 }
+
+}  // namespace adapter_test

@@ -6,6 +6,7 @@
 
 #include <array>
 
+namespace backend_test {
 using namespace calm_test;
 using calm::Accumulate;
 using calm::Assign;
@@ -641,3 +642,5 @@ TEST_CASE_TEMPLATE("the CPU backend gives the same bits for 1, 2, 3 and 4 thread
     }
   }
 }
+
+}  // namespace backend_test

@@ -4,6 +4,7 @@
 #include <calm/tensor/half.hpp>
 #include <support/models.hpp>
 
+namespace bf16_test {
 using namespace calm_test;
 
 namespace {
@@ -200,3 +201,5 @@ TEST_CASE("a composed model in double is never rounded") {
   auto session = model.make_session(bf16, 2, 70), other = model.make_session(exact, 2, 70);
   CHECK(same_bits(advance_logits(model, bf16, session, batch), advance_logits(model, exact, other, batch)));
 }
+
+}  // namespace bf16_test

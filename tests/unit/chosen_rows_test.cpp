@@ -4,6 +4,7 @@
 #include <calm/model/zoo/zoo.hpp>
 #include <support/models.hpp>
 
+namespace chosen_rows_test {
 using namespace calm_test;
 
 namespace {
@@ -175,3 +176,5 @@ TEST_CASE("so they have in a composition whose anchor or augment is one") {
   randomise(around, 6);
   check(around);
 }
+
+}  // namespace chosen_rows_test

@@ -1,6 +1,8 @@
 #include <doctest/doctest.h>
 #include <calm/evaluate/chrf.hpp>
 
+namespace chrf_test {
+
 namespace {
 double chrf(const char* text, const char* reference) {
   calm::Chrf score;
@@ -21,3 +23,5 @@ TEST_CASE("chrF agrees with sacrebleu") {
   corpus.add("a dog", "a big dog");
   CHECK(corpus.score() == doctest::Approx(27.453774520).epsilon(1e-6));
 }
+
+}  // namespace chrf_test

@@ -4,6 +4,7 @@
 #include <calm/train/gradient_check.hpp>
 #include <support/models.hpp>
 
+namespace compose_gradient_test {
 using namespace calm_test;
 using calm::BridgeOptions;
 using calm::Links;
@@ -289,3 +290,5 @@ TEST_CASE("fresh outer bridges give the composition inside bit for bit, and so d
   auto inner_session = inner->make_session(ctx, 4, 10);
   CHECK(same_bits(advance_logits(model, ctx, session, batch), advance_logits(*inner, ctx, inner_session, batch)));
 }
+
+}  // namespace compose_gradient_test

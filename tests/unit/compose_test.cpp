@@ -5,6 +5,7 @@
 
 #include <optional>
 
+namespace compose_test {
 using namespace calm_test;
 using calm::BridgeOptions;
 using calm::Links;
@@ -685,3 +686,5 @@ TEST_CASE("a composition from a rule holds the links of the rule") {
   const Composed model(make_anchor(), {make_augment(), make_plain()}, calm::links::evenly_spaced(2));
   CHECK(model.links() == std::vector<calm::Link>{{0, 1, 1}, {0, 2, 3}, {1, 0, 1}, {1, 1, 3}});
 }
+
+}  // namespace compose_test

@@ -12,6 +12,7 @@
 #include <set>
 #include <thread>
 
+namespace core_test {
 using namespace calm_test;
 using calm::Random;
 using calm::ThreadPool;
@@ -199,3 +200,5 @@ TEST_CASE("every error is a calm::Error and keeps its message") {
       std::is_base_of_v<calm::Error, calm::FormatError> && std::is_base_of_v<calm::Error, calm::NumericError> &&
       std::is_base_of_v<calm::Error, calm::ContextLimitError> && std::is_base_of_v<std::runtime_error, calm::Error>);
 }
+
+}  // namespace core_test

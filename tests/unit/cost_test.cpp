@@ -5,6 +5,7 @@
 #include <calm/train/trainer.hpp>
 #include <support/models.hpp>
 
+namespace cost_test {
 using namespace calm_test;
 
 namespace {
@@ -166,3 +167,5 @@ TEST_CASE("bytes that a token reads: every weight that is multiplied, and the ke
   // 5 and 10 positions of the anchor, 5 of 20 of the augment, 20 of the link; keys and values, 4 bytes each.
   CHECK(cost.decode(10).cache_bytes == doctest::Approx(8 * (12 * (5 + 10) + 4 * 5 + 24 * 20)));
 }
+
+}  // namespace cost_test

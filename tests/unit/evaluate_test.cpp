@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+namespace evaluate_test {
+
 namespace {
 
 int count(const std::string& text, const std::string& part) {
@@ -258,3 +260,5 @@ TEST_CASE("a note stands on a line of its own") {
   progress.note("checkpoint kept");
   CHECK(has(out.str(), "\r\x1b[Kcheckpoint kept\n"));
 }
+
+}  // namespace evaluate_test

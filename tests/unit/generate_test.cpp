@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 
+namespace generate_test {
 using namespace calm_test;
 using calm::AtContextLimit;
 using calm::FinishReason;
@@ -483,3 +484,5 @@ TEST_CASE("with its augments switched off a composed model generates as its anch
   }
   CHECK(differs);
 }
+
+}  // namespace generate_test

@@ -7,6 +7,7 @@
 #include <calm/model/zoo/llama.hpp>
 #include <support/models.hpp>
 
+namespace greedy_match_test {
 using namespace calm_test;
 
 TEST_CASE("a completion matches exactly where greedy decoding writes it, whatever runs beside it") {
@@ -55,3 +56,5 @@ TEST_CASE("tokens that are not scored need not match, and targets stand in for t
   CHECK_FALSE(matches({{1, 2}, {next}, {}, {other}}));
   CHECK(matches({{1, 2}, {other}, {false}}));
 }
+
+}  // namespace greedy_match_test

@@ -14,6 +14,8 @@
 #include <stdexcept>
 #include <string>
 
+namespace io_atomic_file_test {
+
 namespace {
 
 struct Folder {
@@ -217,3 +219,5 @@ TEST_CASE("the new file has the permissions of the old one") {
   REQUIRE(::stat(path.c_str(), &status) == 0);
   CHECK((status.st_mode & 07777U) == 0640U);
 }
+
+}  // namespace io_atomic_file_test

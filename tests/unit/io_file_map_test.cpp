@@ -10,6 +10,8 @@
 #include <fstream>
 #include <string>
 
+namespace io_file_map_test {
+
 namespace {
 
 struct Folder {
@@ -101,3 +103,5 @@ TEST_CASE("a content hash is XXH3-128 as xxh128sum prints it") {
   CHECK(calm::content_hash_of_file(path) == calm::content_hash(std::string(100000, 'q') + "end"));
   CHECK(calm::content_hash_of_file(path) != calm::content_hash(std::string(100000, 'q') + "enD"));
 }
+
+}  // namespace io_file_map_test

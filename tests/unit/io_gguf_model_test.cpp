@@ -7,6 +7,7 @@
 
 #include <limits>
 
+namespace io_gguf_model_test {
 using namespace calm;
 
 namespace {
@@ -125,3 +126,5 @@ TEST_CASE("a tensor that belongs to no weight is refused by name, for it would b
                        "model.gguf: tensor \"blk.0.attn_q.bias\" belongs to no weight of a model of type llama",
                        FormatError);
 }
+
+}  // namespace io_gguf_model_test

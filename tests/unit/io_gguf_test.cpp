@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+namespace io_gguf_test {
+
 namespace {
 
 using calm::DType;
@@ -378,3 +380,5 @@ TEST_CASE("10,000 mutated files open to values that can be read, or are refused"
   CHECK(valid > 500);
   CHECK(valid < 9500);
 }
+
+}  // namespace io_gguf_test

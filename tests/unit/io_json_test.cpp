@@ -4,6 +4,8 @@
 
 #include <string>
 
+namespace io_json_test {
+
 namespace {
 
 std::string error_of(const std::string& text, calm::JsonLimits limits = {}) {
@@ -167,3 +169,5 @@ TEST_CASE("10,000 mutated texts give a value or a FormatError") {
   CHECK(valid > 100);
   CHECK(valid < 9000);
 }
+
+}  // namespace io_json_test

@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+namespace io_safetensors_test {
+
 namespace {
 
 using calm::DType;
@@ -337,3 +339,5 @@ TEST_CASE("10,000 mutated files open to tensors that can be read, or are refused
   CHECK(valid > 500);
   CHECK(valid < 9500);
 }
+
+}  // namespace io_safetensors_test

@@ -8,6 +8,7 @@
 #include <map>
 #include <set>
 
+namespace key_value_test {
 using calm::Index;
 using key_value::Dictionary;
 using key_value::EvaluationSets;
@@ -129,7 +130,7 @@ const std::set<std::string>& evaluated_sums() {
 std::vector<std::string> leaks_of(const Task& task, bool negative_first) {
   calm::Random random(12, 4);
   std::vector<std::string> leaks = {""};
-  for (int i = 0; i < 8000; ++i) {
+  for (int i = 0; i < calm_test::rounds(8000); ++i) {
     for (const std::string& piece : pieces_of(task(random))) {
       const Expression e = parse(piece);
       if (e.operators.empty() || (e.terms[0][0] == '-') != negative_first) continue;
@@ -398,3 +399,5 @@ TEST_CASE("the gate's gradients are those of finite differences") {
   for (int step = 0; step < 20; ++step) trainer.step(packed);
   CHECK(calm::mean_loss(ctx, gate, std::span(&packed, 1)) < before);
 }
+
+}  // namespace key_value_test

@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+namespace link_report_test {
 using namespace calm_test;
 using calm::Example;
 using calm::PackedBatch;
@@ -138,3 +139,5 @@ TEST_CASE("a batch in which nothing counts has no losses to report") {
   Cpu ctx(1);
   CHECK_THROWS_AS(calm::report_links(ctx, make_model(), PackedBatch(std::span(&silent, 1))), calm::ConfigError);
 }
+
+}  // namespace link_report_test

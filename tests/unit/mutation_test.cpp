@@ -13,6 +13,7 @@
 
 #include <fstream>
 
+namespace mutation_test {
 using namespace calm_test;
 
 namespace {
@@ -163,3 +164,5 @@ TEST_CASE("a checkpoint of a run, mutated 10,000 times, is refused or gives numb
         REQUIRE(trainer.step_count() >= 0);
       });
 }
+
+}  // namespace mutation_test

@@ -6,6 +6,7 @@
 #include <calm/train/gradient_check.hpp>
 #include <support/models.hpp>
 
+namespace nn_test {
 using namespace calm_test;
 using calm::Accumulate;
 using calm::Assign;
@@ -429,3 +430,5 @@ TEST_CASE("weights of another shape or none are refused by name") {
                  }),
                  "thin"));
 }
+
+}  // namespace nn_test

@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+namespace quantised_test {
+
 namespace {
 
 using calm::DType;
@@ -172,3 +174,5 @@ TEST_CASE("a quantised weight is multiplied and gathered as its values") {
     CHECK(same(run(calm::CpuBackend(1), stored), run(calm::CpuBackend(1), StoredMatrix::from(dense))));
   }
 }
+
+}  // namespace quantised_test

@@ -4,6 +4,7 @@
 #include <calm/backend/cpu_stored.hpp>
 #include <support/values.hpp>
 
+namespace stored_product_test {
 using namespace calm_test;
 using calm::Accumulate;
 using calm::Assign;
@@ -103,3 +104,5 @@ TEST_CASE("a row that is multiplied alone has the bits that it has among others"
     }
   }
 }
+
+}  // namespace stored_product_test

@@ -8,6 +8,7 @@
 #include <bit>
 #include <thread>
 
+namespace tensor_test {
 using namespace calm_test;
 using calm::bf16;
 using calm::DType;
@@ -382,3 +383,5 @@ TEST_CASE("a packed form that could not be made is made at the next call") {
   stored.packed<Form>([] { return Form{}; });
   CHECK(stored.packed_bytes() == 1);
 }
+
+}  // namespace tensor_test

@@ -7,6 +7,8 @@
 
 #include <random>
 
+namespace tokenizer_aligner_test {
+
 namespace {
 
 using calm::Index;
@@ -294,3 +296,5 @@ TEST_CASE("across tokenizers generation with caches is scored alike by a pass ov
     }
   }
 }
+
+}  // namespace tokenizer_aligner_test

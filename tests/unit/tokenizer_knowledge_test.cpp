@@ -8,6 +8,7 @@
 
 #include <set>
 
+namespace tokenizer_knowledge_test {
 using namespace knowledge;
 
 namespace {
@@ -178,3 +179,5 @@ TEST_CASE("a table on its main axes keeps what tells tokens apart, with the devi
     CHECK(squares == doctest::Approx(0.25).epsilon(1e-3));
   }
 }
+
+}  // namespace tokenizer_knowledge_test

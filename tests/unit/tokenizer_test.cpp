@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+namespace tokenizer_test {
+
 namespace {
 
 using calm::EncodedToken;
@@ -349,3 +351,5 @@ TEST_CASE("10,000 mutated files give a tokenizer that works or a FormatError") {
   CHECK(valid > 200);
   CHECK(valid < 9500);
 }
+
+}  // namespace tokenizer_test

@@ -12,6 +12,7 @@
 #include <fstream>
 #include <set>
 
+namespace train_test {
 using namespace calm_test;
 using calm::Example;
 using calm::PackedBatch;
@@ -761,3 +762,5 @@ TEST_CASE("a run that meets NaN keeps its last good checkpoint") {
   CHECK(resumed.losses.size() == 5);
   CHECK(same_bits(resumed.weights, run(data, {}).weights));
 }
+
+}  // namespace train_test

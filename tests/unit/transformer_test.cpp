@@ -4,6 +4,7 @@
 #include <calm/train/gradient_check.hpp>
 #include <support/models.hpp>
 
+namespace transformer_test {
 using namespace calm_test;
 using calm::ModelSpec;
 
@@ -381,3 +382,5 @@ TEST_CASE("weights bear the names of Hugging Face's Llama, each once, and their 
         "post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"})
     CHECK(std::count(names.begin(), names.end(), calm::message("model.layers.1.", part, ".weight")) == 1);
 }
+
+}  // namespace transformer_test
