@@ -84,8 +84,11 @@ void check_products(DType dtype, Index out, Index in, calm::MakeProducts product
 TEST_CASE("a weight of any storage type gives the bits of its values, for any shape, from its rows and interleaved") {
   for (const auto products : {calm::stored_products, calm::interleaved_products})
     for (const DType dtype : calm::all_dtypes)
-      for (const Index out : out_sizes)
-        for (const Index in : in_sizes(dtype)) check_products(dtype, out, in, products);
+      for (std::size_t out = 0; out < out_sizes.size(); ++out) {
+        const std::vector<Index> in = in_sizes(dtype);
+        for (std::size_t i = sanitized ? out % 2 : 0; i < in.size(); i += sanitized ? 2 : 1)
+          check_products(dtype, out_sizes[out], in[i], products);
+      }
 }
 
 TEST_CASE("a row that is multiplied alone has the bits that it has among others") {

@@ -5,7 +5,9 @@
 // gradient sums and the optimizer are not rounded.
 //
 // Operands are pairs of two consecutive k, as the instruction vdpbf16ps of AVX512-BF16 takes them; other machines
-// multiply the same pairs in f32. An element's bits depend on its own row and column alone, as in cpu_product.hpp.
+// multiply the same pairs in f32. An element's bits depend on its own row and column alone, as in cpu_product.hpp; the
+// gradient of a weight sums over tokens, so which ones are pairs, and with them its last bits, depends on the rows that
+// a pass is asked for (TokenBatch::rows).
 #pragma once
 
 #include <calm/backend/cpu_product.hpp>

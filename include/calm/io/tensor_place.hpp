@@ -3,7 +3,7 @@
 // tensor, or store it transposed.
 #pragma once
 
-#include <calm/io/json.hpp>
+#include <calm/core/text.hpp>
 #include <calm/model/spec.hpp>
 
 #include <optional>

@@ -6,7 +6,7 @@
 // not say, such as the dates in Llama 3.1's system message; a default system message is found by chat_default_system.
 #pragma once
 
-#include <calm/io/json.hpp>
+#include <calm/core/text.hpp>
 #include <calm/io/tokenizer/utf8.hpp>
 
 #include <algorithm>

@@ -5,7 +5,7 @@
 // run with another meaning. What a pattern may cost in one match is limited; beyond that it is an error, not a hang.
 #pragma once
 
-#include <calm/io/json.hpp>
+#include <calm/core/text.hpp>
 #include <calm/io/tokenizer/utf8.hpp>
 
 #define PCRE2_CODE_UNIT_WIDTH 8

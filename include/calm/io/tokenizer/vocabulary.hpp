@@ -3,8 +3,8 @@
 // The hash of the index is seeded with a hash of all tokens, so that no file can be written whose tokens all collide.
 #pragma once
 
+#include <calm/core/text.hpp>
 #include <calm/io/content_hash.hpp>
-#include <calm/io/json.hpp>
 #include <calm/io/tokenizer/utf8.hpp>
 
 #include <array>
