@@ -143,13 +143,16 @@ class Chunk {
     return result;
   }
 
+  /// At most 32 bytes at a time: Eigen has other code, of other bits, for wider vectors.
   template <class Fn>
   [[gnu::always_inline]] Chunk mapped(const Fn& fn) const {
-    using Array = Eigen::Array<S, lanes, 1>;
+    constexpr Index width = std::min<Index>(lanes, 32 / static_cast<Index>(sizeof(S)));
     return each([&](Index p) {
       Vector<S> values = part_[p];
-      Eigen::Map<Array> array(reinterpret_cast<S*>(&values));
-      array = fn(array);
+      for (Index i = 0; i < lanes; i += width) {
+        Eigen::Map<Eigen::Array<S, width, 1>> array(reinterpret_cast<S*>(&values) + i);
+        array = fn(array);
+      }
       return values;
     });
   }
