@@ -87,7 +87,8 @@ class Composition(nn.Module):
     def before_anchor(self, _, args, kwargs):
         if self.running is not None:
             return
-        ids, past = kwargs.get("input_ids", args[0] if args else None), kwargs.get("past_key_values")
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        past = next((v for v in kwargs.values() if hasattr(v, "get_seq_length")), None)  # its name has changed
         if ids is None or (past is not None and past.get_seq_length() > 0):
             raise ValueError("a composed model reads whole sequences of input_ids: call with use_cache=False")
         mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
