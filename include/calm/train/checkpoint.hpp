@@ -174,13 +174,13 @@ class DatasetBatches {
   std::vector<TrainingBatch<Model>> operator()(Index step) {
     std::vector<TrainingBatch<Model>> batches;
     std::size_t bytes = kept_bytes();
-    const std::size_t mean = count_ == 0 ? 0 : bytes / count_;
+    const auto missing = static_cast<std::size_t>(std::count(kept_.begin(), kept_.end(), nullptr));
+    const std::size_t mean = missing == kept_.size() ? 0 : bytes / (kept_.size() - missing);
     for (Index i = 0; i < accumulate_; ++i) {
       const Index n = dataset_.at(step * accumulate_ + i);
       auto& kept = kept_[static_cast<std::size_t>(n)];
       if (!kept && bytes < keep_bytes_) {
         kept = std::make_unique<KeptStates<Model>>();
-        ++count_;
         bytes += mean;  // what it will hold, about
       }
       batches.push_back({&dataset_[n], kept.get()});
@@ -212,7 +212,7 @@ class DatasetBatches {
   const PackedDataset& dataset_;
   Index accumulate_;
   std::vector<std::unique_ptr<KeptStates<Model>>> kept_;
-  std::size_t keep_bytes_, count_ = 0;  // of kept states
+  std::size_t keep_bytes_;
 };
 
 }  // namespace calm::inline CALM_ABI
