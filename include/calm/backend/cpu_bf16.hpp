@@ -35,8 +35,10 @@ struct Multiplication<Pair> {
         reinterpret_cast<__m512bh>(b)));
 #else
     constexpr Pair upper = 0xFFFF0000;
-    sum += std::bit_cast<float>(a & upper) * reinterpret_cast<Vector<float>>(b & upper);
-    return sum + std::bit_cast<float>(a << 16) * reinterpret_cast<Vector<float>>(b << 16);
+    const auto add_half = [](Vector<float> sum, Pair value, Vector<Pair> values) {
+      return multiply_add<float>(every_lane(std::bit_cast<float>(value)), reinterpret_cast<Vector<float>>(values), sum);
+    };
+    return add_half(add_half(sum, a & upper, b & upper), a << 16, b << 16);
 #endif
   }
 };

@@ -56,7 +56,9 @@ class Norms : public Tiles {
       const S* w = weight.data();
       const S* g = dy.row(t);
       const S* v = x.row(t);
-      const S along = sum(x.cols, [=](Index j) { return w[j] * g[j] * v[j]; });
+      const S along = sum_of_products<S>(
+          x.cols, [=](Index j, Index n) { return load(w + j, n) * load(g + j, n); },
+          [=](Index j, Index n) { return load(v + j, n); });
       const S factor = along * inverse * inverse * inverse / static_cast<S>(x.cols);
       S* target = dx.row(t);
       for (Index j = 0; j < x.cols; ++j) {
@@ -85,8 +87,12 @@ class Norms : public Tiles {
     const auto count = static_cast<S>(x.cols);
     for_rows(x.rows, [&](Index t) {
       const S* v = x.row(t);
-      const S m = sum(x.cols, [=](Index j) { return v[j]; }) / count;
-      const S variance = sum(x.cols, [=](Index j) { return (v[j] - m) * (v[j] - m); }) / count;
+      const S m =
+          sum_of_products<S>(
+              x.cols, [=](Index j, Index n) { return load(v + j, n); }, [](Index, Index) { return Chunk<S>(S{1}); }) /
+          count;
+      const auto off_mean = [=](Index j, Index n) { return load(v + j, n) - m; };
+      const S variance = sum_of_products<S>(x.cols, off_mean, off_mean) / count;
       const S r = S{1} / std::sqrt(variance + static_cast<S>(epsilon));
       mean[static_cast<std::size_t>(t)] = m;
       inverse_deviation[static_cast<std::size_t>(t)] = r;
@@ -105,8 +111,11 @@ class Norms : public Tiles {
       const S* w = weight.data();
       const S* g = dy.row(t);
       const S* v = x.row(t);
-      const S plain = sum(x.cols, [=](Index j) { return w[j] * g[j]; }) / count;
-      const S along = sum(x.cols, [=](Index j) { return w[j] * g[j] * (v[j] - m) * r; }) / count;
+      const S plain = dot(w, g, x.cols) / count;
+      const S along = sum_of_products<S>(
+                          x.cols, [=](Index j, Index n) { return load(w + j, n) * load(g + j, n); },
+                          [=](Index j, Index n) { return (load(v + j, n) - m) * r; }) /
+                      count;
       S* target = dx.row(t);
       for (Index j = 0; j < x.cols; ++j) {
         const S value = r * (w[j] * g[j] - plain - (v[j] - m) * r * along);

@@ -57,7 +57,7 @@ struct Strided {
 /// What one step of k adds to an element. Operands of another type than the sums specialise it (cpu_bf16.hpp).
 template <class In>
 struct Multiplication {
-  static Vector<In> add(Vector<In> sum, In a, Vector<In> b) { return sum + a * b; }
+  static Vector<In> add(Vector<In> sum, In a, Vector<In> b) { return multiply_add<In>(every_lane(a), b, sum); }
 };
 
 /// c [Rows, Vectors of a panel] = a b, or added to c; b has `depth` rows, b_stride apart. c may be narrower: `columns`.

@@ -66,7 +66,8 @@ template <class Columns, class Rows>
   auto* const parts = reinterpret_cast<Floats*>(target);
   auto sum = each_part<Rows::parts>([&](int p) { return add ? parts[p] : Floats{}; });
   for_each_column<Columns>(rows, depth, [&](Index k, const auto& values) {
-    sum = each_part<Rows::parts>([&](int p) { return sum.part[p] + x[k] * values.part[p]; });
+    sum = each_part<Rows::parts>(
+        [&](int p) { return multiply_add<float>(every_lane(x[k]), values.part[p], sum.part[p]); });
   });
 #pragma GCC unroll 4
   for (int p = 0; p < Rows::parts; ++p) parts[p] = sum.part[p];

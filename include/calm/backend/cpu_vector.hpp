@@ -7,6 +7,10 @@
 #include <Eigen/Core>
 
 #include <algorithm>
+#include <type_traits>
+#if defined(__FMA__)
+#include <immintrin.h>
+#endif
 
 namespace calm::inline CALM_ABI::cpu {
 
@@ -30,6 +34,36 @@ using Vector = typename VectorOf<S>::Type;
 template <class S>
 inline constexpr Index lanes_of = vector_bytes / static_cast<Index>(sizeof(S));
 
+/// a b + sum, rounded once where the machine can. Sums of products are asked for by this name: a compiler that is left
+/// to itself takes two instructions in some places (GCC for some AMD processors, in a chain that stands alone), so that
+/// the same sum would have other bits from one function, or one machine, to the next.
+template <class S>
+[[gnu::always_inline]] inline Vector<S> multiply_add(Vector<S> a, Vector<S> b, Vector<S> sum) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<S, float>)
+    return reinterpret_cast<Vector<S>>(
+        _mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(sum)));
+  else
+    return reinterpret_cast<Vector<S>>(
+        _mm512_fmadd_pd(reinterpret_cast<__m512d>(a), reinterpret_cast<__m512d>(b), reinterpret_cast<__m512d>(sum)));
+#elif defined(__FMA__)
+  if constexpr (std::is_same_v<S, float>)
+    return reinterpret_cast<Vector<S>>(
+        _mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(sum)));
+  else
+    return reinterpret_cast<Vector<S>>(
+        _mm256_fmadd_pd(reinterpret_cast<__m256d>(a), reinterpret_cast<__m256d>(b), reinterpret_cast<__m256d>(sum)));
+#else
+  return sum + a * b;
+#endif
+}
+
+/// `value` in every lane; less a zero, which leaves -0 as it is, so that nothing is computed.
+template <class S>
+[[gnu::always_inline]] inline Vector<S> every_lane(S value) {
+  return value - Vector<S>{};
+}
+
 inline constexpr Index chunk = 16;  // whole vectors of any machine
 
 /// The sum of `chunk` values, which it uses up: halves are added to halves.
@@ -47,7 +81,7 @@ class Chunk {
  public:
   Chunk() = default;
   explicit Chunk(const S* source) : Chunk(source, chunk) {}
-  explicit Chunk(S value) : Chunk(each([&](Index) { return Vector<S>{} + value; })) {}
+  explicit Chunk(S value) : Chunk(each([&](Index) { return every_lane(value); })) {}
   /// `count` values, the rest zero.
   [[gnu::always_inline]] Chunk(const S* source, Index count)
       : Chunk(each([&](Index p) {
@@ -70,6 +104,14 @@ class Chunk {
         for (Index i = 0; i < lanes; ++i)
           if (first + i < count) target[first + i] = part_[p][i];
     }
+  }
+
+  /// The first `count` values, the rest zero.
+  Chunk head(Index count) const {
+    if (count >= chunk) return *this;
+    S values[chunk];
+    store(values);
+    return Chunk(values, count);
   }
 
   S operator[](Index i) const { return part_[i / lanes][i % lanes]; }
@@ -107,6 +149,9 @@ class Chunk {
   friend Chunk operator*(const Chunk& a, S b) { return a * Chunk(b); }
   friend Chunk operator-(S a, const Chunk& b) { return Chunk(a) - b; }
   friend Chunk operator/(S a, const Chunk& b) { return Chunk(a) / b; }
+  friend Chunk multiply_add(const Chunk& a, const Chunk& b, const Chunk& sum) {
+    return each([&](Index p) { return cpu::multiply_add<S>(a.part_[p], b.part_[p], sum.part_[p]); });
+  }
   friend Chunk max(const Chunk& a, const Chunk& b) { return where_less(b, a, a, b); }
   /// `then` in the lanes in which a is less than b, `otherwise` elsewhere.
   friend Chunk where_less(const Chunk& a, const Chunk& b, const Chunk& then, const Chunk& otherwise) {
@@ -175,21 +220,19 @@ void for_chunks(Index count, Fn&& fn) {
   for (Index j = 0; j < count; j += chunk) fn(j, std::min(chunk, count - j));
 }
 
-/// The sum of term(j) in an order that depends on nothing but the count.
-template <class Term>
-auto sum(Index count, Term term) {
-  using S = decltype(term(Index{0}));
-  S partial[chunk] = {};
-  Index j = 0;
-  for (; j + chunk <= count; j += chunk)
-    for (Index i = 0; i < chunk; ++i) partial[i] += term(j + i);
-  for (Index i = 0; j < count; ++i, ++j) partial[i] += term(j);
-  return sum_of_halves(partial);
+/// The sum of first(j, n) second(j, n), which give the n values from j on, in an order that depends on nothing but the
+/// count.
+template <class S>
+S sum_of_products(Index count, const auto& first, const auto& second) {
+  Chunk<S> total(S{});
+  for_chunks<S>(count, [&](Index j, Index n) { total = multiply_add(first(j, n).head(n), second(j, n), total); });
+  return total.sum();
 }
 
 template <class S>
 S dot(const S* a, const S* b, Index count) {
-  return sum(count, [=](Index j) { return a[j] * b[j]; });
+  return sum_of_products<S>(
+      count, [=](Index j, Index n) { return load(a + j, n); }, [=](Index j, Index n) { return load(b + j, n); });
 }
 
 }  // namespace calm::inline CALM_ABI::cpu
