@@ -233,7 +233,7 @@ void print(const Options& o, const nlohmann::ordered_json& result) {
 }
 
 void inspect(const Options& o) {
-  if (std::filesystem::exists(std::filesystem::path(o.model) / "adapter_config.json")) {
+  if (calm::is_there(std::filesystem::path(o.model) / "adapter_config.json")) {
     const calm::AdapterConfig config = calm::read_adapter_config(o.model);
     auto augments = nlohmann::ordered_json::array();
     for (const calm::BaseDescription& base : config.bases) augments.push_back(base.architecture + ", " + base.sizes);

@@ -142,7 +142,7 @@ Bases base_models(Ctx& ctx, const Options& o, const Dictionary& dictionary, cons
 }
 
 void run(const Options& o) {
-  fs::create_directories(o.out);
+  calm::make_folder(o.out);
   Ctx ctx(o.threads);
   const Dictionary dictionary(o.keys, 1, 1), other(o.keys, 1, 2);
   const Index seeds = o.seeds > 0 ? o.seeds : o.full ? 3 : 1;

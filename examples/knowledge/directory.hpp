@@ -3,6 +3,7 @@
 #pragma once
 
 #include <calm/core/random.hpp>
+#include <calm/io/folder.hpp>
 #include <calm/io/json.hpp>
 
 #include <algorithm>
@@ -57,7 +58,7 @@ inline std::vector<std::string> iso_names(const std::filesystem::path& folder) {
   for (const auto& [file, key] :
        {std::pair("iso_639-3.json", "639-3"), {"iso_3166-1.json", "3166-1"}, {"iso_3166-2.json", "3166-2"}}) {
     const auto path = folder / file;
-    calm::require<calm::IoError>(std::filesystem::exists(path), path.string(),
+    calm::require<calm::IoError>(calm::is_there(path), path.string(),
                                  ": there is no such file; install the package iso-codes");
     const calm::Json json = calm::read_json(path);
     for (const calm::Json& entry : calm::get_array(json, key, path.string())) {

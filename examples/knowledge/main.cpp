@@ -235,7 +235,7 @@ void run_experiment(const Options& o) {
     save({name, answers_of(ctx, model, *anchor.tokenizer, columns, look_up, name),
           look_up ? std::nan("") : nats_per_byte(ctx, model, *anchor.tokenizer, english), cost});
   };
-  fs::create_directories(o.out);
+  calm::make_folder(o.out);
 
   SpecialistPlan plan = o.specialist;
   plan.seed = o.seed;

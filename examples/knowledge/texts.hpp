@@ -4,6 +4,7 @@
 #include "questions.hpp"
 
 #include <calm/io/atomic_file.hpp>
+#include <calm/io/folder.hpp>
 #include <calm/io/tokenizer/pretrained_tokenizer.hpp>
 #include <calm/train/dataset.hpp>
 
@@ -88,7 +89,7 @@ inline void write_byte_tokenizer(const std::filesystem::path& folder) {
                                           {"ignore_merges", false},
                                           {"vocab", vocabulary},
                                           {"merges", nlohmann::ordered_json::array()}}}};
-  std::filesystem::create_directories(folder);
+  calm::make_folder(folder);
   calm::write_file_atomically(folder / "tokenizer.json", document.dump(1) + "\n");
   calm::write_file_atomically(folder / "tokenizer_config.json", "{\n \"eos_token\": \"<|end|>\"\n}\n");
 }

@@ -123,6 +123,19 @@ class Composition(nn.Module):
             handle.remove()
 
 
+def check_base(folder, role, base, config):
+    """Raises ValueError where a model has not the architecture or the sizes of the adapter's base."""
+    stored = dict(part.split(" ", 1) for part in base["sizes"].split(", "))
+    found = {"vocabulary": config.vocab_size, "width": config.hidden_size, "blocks": config.num_hidden_layers}
+    found = {name: str(value) for name, value in found.items()}
+    expected = {name: stored.get(name) for name in found}
+    if (base["architecture"], expected) != (config.model_type, found):
+        raise ValueError(
+            f"{folder}: {role} of the adapter is a {base['architecture']} of {expected}, the given one a "
+            f"{config.model_type} of {found}"
+        )
+
+
 def compose(anchor, augments, adapter_dir):
     """Joins the models by the trained bridges of an adapter; the bridges compute in float32."""
     folder = Path(adapter_dir)
@@ -131,8 +144,10 @@ def compose(anchor, augments, adapter_dir):
         raise ValueError(f"{folder}: expected an adapter of peft_type CALM, format_version 1")
     if config.get("alignment", config["options"].get("alignment", "identity")) != "identity":
         raise ValueError(f"{folder}: only the identity alignment can be opened here")
-    if max(link["augment"] for link in config["links"]) >= len(augments):
-        raise ValueError(f"{folder}: its links need more than {len(augments)} augments")
+    if len(config["bases"]) != 1 + len(augments):
+        raise ValueError(f"{folder}: the adapter has {len(config['bases']) - 1} augments, {len(augments)} were given")
+    for i, (base, model) in enumerate(zip(config["bases"], [anchor, *augments])):
+        check_base(folder, f"augment {i - 1}" if i else "the anchor", base, model.config)
     composition = Composition(anchor, augments, config)
     composition.load_state_dict(load_file(folder / "adapter_model.safetensors"))
     return composition.to(anchor.device).float()

@@ -115,6 +115,17 @@ def the_bridges_train_and_keep_the_names_of_the_file(folder, expected, ids):
     assert all(parameter.grad is None for augment in augments for parameter in augment.parameters())
 
 
+def other_models_are_refused(folder, expected, ids):
+    anchor, *augments = open_models(folder)
+    for wrong in ([*augments, anchor], [augments[0], anchor, augments[1]], [anchor, augments[0]]):
+        try:
+            compose(wrong[0], wrong[1:], folder / ADAPTERS[0])
+        except ValueError as error:
+            print(f"refused: {error}")
+        else:
+            raise AssertionError("an adapter was opened over other models")
+
+
 def main():
     disable_progress_bar()
     torch.set_num_threads(1)
@@ -127,7 +138,8 @@ def main():
         ids = [int(i) for i in expected.pop("ids")]
         for test in (transformers_opens_the_saved_models, compose_gives_the_logits_of_calm,
                      the_script_gives_the_logits_of_calm, padding_changes_no_logits,
-                     generation_works_without_a_cache_and_refuses_one, the_bridges_train_and_keep_the_names_of_the_file):
+                     generation_works_without_a_cache_and_refuses_one, the_bridges_train_and_keep_the_names_of_the_file,
+                     other_models_are_refused):
             print(f"-- {test.__name__.replace('_', ' ')}")
             test(folder, expected, ids)
 

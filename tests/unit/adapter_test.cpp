@@ -3,12 +3,11 @@
 #include <calm/io/adapter.hpp>
 #include <support/models.hpp>
 #include <support/mutation.hpp>
+#include <support/temporary_folder.hpp>
 
 #include <sys/resource.h>
-#include <unistd.h>
 
 #include <csignal>
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 
@@ -68,16 +67,7 @@ Matrix<float> logits_of(const Model& model) {
   return forward_logits(model, ctx, random_batch({{7, 3}, {1, 0}}, 13, 5));
 }
 
-struct Folder {
-  std::filesystem::path path;
-  Folder() {
-    std::string name = (std::filesystem::temp_directory_path() / "calm-adapter-XXXXXX").string();
-    REQUIRE(::mkdtemp(name.data()) != nullptr);
-    path = name;
-  }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-  ~Folder() { std::filesystem::remove_all(path); }
+struct Folder : calm_test::TemporaryFolder {
   std::filesystem::path config() const { return path / "adapter_config.json"; }
   std::filesystem::path weights() const { return path / "adapter_model.safetensors"; }
 };
@@ -229,6 +219,49 @@ TEST_CASE("an adapter of other models is refused, with both named") {
   names(error(bases), "stands on 2 models", "3 were given");
 }
 
+TEST_CASE("an adapter over a composition is refused over one that joins the same models otherwise") {
+  using Inner = calm::ComposedModel<Llama, Llama>;
+  const Bases bases;
+  const auto inner = [&](const calm::Links& links, const BridgeOptions& options) {
+    Inner model(bases.anchor, {bases.augment}, links, options);
+    randomise(model, 5);
+    return std::make_shared<const Inner>(std::move(model));
+  };
+  const calm::Links links = {{0, 0, 0}, {0, 1, 1}};
+  const BridgeOptions options{.heads = 2};
+  auto outer = calm::compose(inner(links, options), {{0, 0, 1}}, {}, bases.wide);
+  randomise(outer, 6);
+  const Folder folder;
+  calm::save_adapter(outer, folder.path);
+  CHECK_NOTHROW(calm::load_adapter(folder.path, inner(links, options), bases.wide));
+  const auto refused = [&](const calm::Links& other_links, const BridgeOptions& other_options) {
+    CHECK(contains(message_of<FormatError>(
+                       [&] { calm::load_adapter(folder.path, inner(other_links, other_options), bases.wide); }),
+                   "the anchor of the adapter has the content hash"));
+  };
+  refused({{0, 1, 0}, {0, 0, 1}}, options);
+  refused(links, {.heads = 4});
+  refused(links, {.heads = 2, .rotary = true});
+}
+
+TEST_CASE("weights that are not finite are neither saved nor loaded") {
+  const Bases bases;
+  const Folder folder;
+  const Composed good = make_composed(bases);
+  calm::save_adapter(good, folder.path);
+  Composed bad = make_composed(bases);
+  calm::for_each_parameter(bad, [&](const std::string& name, auto& parameter) {
+    if (name == "links.1.q_proj.weight") parameter.value(0, 1) = std::numeric_limits<float>::quiet_NaN();
+  });
+  CHECK(contains(message_of<calm::NumericError>([&] { calm::save_adapter(bad, folder.path); }),
+                 "links.1.q_proj.weight is nan"));
+  CHECK(same_bits(weights_in(load(folder.path, bases)), weights_in(good)));
+  std::string bytes = read(folder.weights());
+  std::fill(bytes.end() - 4, bytes.end(), '\xff');  // the last value is a NaN
+  write(folder.weights(), bytes);
+  CHECK(contains(message_of<FormatError>([&] { load(folder.path, bases); }), " is "));
+}
+
 TEST_CASE("a configuration that is not understood is refused by the key") {
   const Bases bases;
   const Folder folder;
@@ -335,8 +368,11 @@ TEST_CASE("a full disk leaves the old adapter, whichever of its files no longer 
   for (const std::size_t bytes :
        {std::size_t{100}, static_cast<std::size_t>(std::filesystem::file_size(folder.config())) + 50}) {
     CAPTURE(bytes);
-    with_full_disk(bytes, [&] { calm::save_adapter(new_model, folder.path); });
-    CHECK(same_bits(weights_in(load(folder.path, bases)), weights_in(old_model)));
+    // Of other bridges too: neither file may be replaced.
+    for (const Composed& model : {new_model, make_composed(bases, {.rotary = true})}) {
+      with_full_disk(bytes, [&] { calm::save_adapter(model, folder.path); });
+      CHECK(same_bits(weights_in(load(folder.path, bases)), weights_in(old_model)));
+    }
   }
   with_full_disk(100, [&] { calm::save_adapter_weights(new_model, folder.path); });
   CHECK(same_bits(weights_in(load(folder.path, bases)), weights_in(old_model)));

@@ -102,6 +102,29 @@ TEST_CASE("changing a token leaves every logit before it bitwise as it was") {
   }
 }
 
+TEST_CASE("nor does a last token that brings an augment as many tokens as make folding pay change a bit before it") {
+  const ModelSpec spec{.vocabulary = 31, .width = 16, .hidden = 32, .blocks = 2, .heads = {2, 2, 8}};
+  const auto anchor = std::make_shared<const Llama>(spec, TestWeights{1, calm::DType::f32});
+  const auto augment = std::make_shared<const Llama>(spec, TestWeights{2, calm::DType::f32});
+  calm::ComposedModel<Llama, Llama> model(anchor, {augment}, calm::links::evenly_spaced(2), {},
+                                          {std::make_shared<UnevenAligner>(31)});
+  randomise(model, 3);
+  REQUIRE(calm::folding_pays(16, 16, 0, 40));
+  REQUIRE(!calm::folding_pays(16, 16, 0, 25));
+  Cpu ctx(1);
+  for (Index n = 25; n < 40; ++n) {  // one of these lengths lies on the border
+    CAPTURE(n);
+    const auto logits_ending_in = [&](TokenId last) {
+      Batch batch;
+      batch.add(random_tokens(n, 31, static_cast<std::uint64_t>(n)), 2);
+      batch.ids.back() = last;
+      return forward_logits(model, ctx, batch);
+    };
+    const auto without = logits_ending_in(3), with_two = logits_ending_in(5);
+    CHECK(same_bits(constant(without).middle_rows(0, n - 1), constant(with_two).middle_rows(0, n - 1)));
+  }
+}
+
 TEST_CASE("changing a token leaves every cached logit before it bitwise as it was") {
   for (const bool uneven : {false, true}) {
     CAPTURE(uneven);
@@ -617,9 +640,45 @@ TEST_CASE("a session larger than the context of a model is refused, and so are s
   Batch other;
   other.add({1, 2, 3});
   CHECK(contains(message_of<calm::ShapeError>([&] { model.forward(ctx, other.view(), states, nullptr); }), "3"));
+  // As many tokens, in other sequences.
+  Batch of_three, of_one_and_two;
+  of_three.add({1, 2, 3}), of_one_and_two.add({1}), of_one_and_two.add({2, 3});
+  model.prepare(ctx, of_three.view(), states);
+  CHECK(contains(message_of<calm::ShapeError>([&] { model.forward(ctx, of_one_and_two.view(), states, nullptr); }),
+                 "prepared for another batch"));
+  states.augments = false;
+  model.prepare(ctx, of_three.view(), states);
+  states.augments = true;
+  CHECK(contains(message_of<calm::ShapeError>([&] { model.forward(ctx, of_three.view(), states, nullptr); }),
+                 "augments were switched off"));
+  model.prepare(ctx, of_three.view(), states);
+  states.disabled = {true};
+  CHECK(contains(message_of<calm::ConfigError>([&] { model.forward(ctx, of_three.view(), states, nullptr); }),
+                 "1 entries for 5 links"));
+  for (const Index blocks : {5, -2})
+    CHECK_THROWS_AS(model.anchor().make_session(ctx, 1, 8, {blocks, true}), calm::ConfigError);
 }
 
-TEST_CASE("an aligner that breaks its contract is found out") {
+TEST_CASE("tokens that an augment does not have are refused with its number, before anything is computed") {
+  ModelSpec small = augment_spec(), brief = plain_spec();
+  small.vocabulary = 20;
+  brief.context = 4;
+  const Composed model(make_anchor(),
+                       {std::make_shared<const Llama>(small, TestWeights{2, calm::DType::f32}),
+                        std::make_shared<const Plain>(brief, TestWeights{3, calm::DType::f32})},
+                       many_links);
+  Cpu ctx(1);
+  Batch unknown, longer;
+  unknown.add({1, 25}), longer.add({1, 2, 3, 4, 5});
+  CHECK(contains(message_of<calm::ShapeError>([&] { forward_logits(model, ctx, unknown); }),
+                 "token 1 of augment 0 is 25, which is outside its vocabulary of 20"));
+  CHECK(contains(message_of<calm::ContextLimitError>([&] { forward_logits(model, ctx, longer); }),
+                 "5 tokens of augment 1, but its context is 4"));
+  auto session = model.make_session(ctx, 1, 4);
+  CHECK(contains(message_of<calm::ShapeError>([&] { advance_logits(model, ctx, session, unknown); }), "augment 0"));
+}
+
+TEST_CASE("an aligner that breaks its contract, or is none, is found out") {
   struct Forgetful final : calm::Aligner {
     void append(calm::AlignmentState& state, std::span<const TokenId> ids, bool, std::vector<TokenId>& augment_ids,
                 std::vector<Index>& visible) const override {
@@ -628,8 +687,12 @@ TEST_CASE("an aligner that breaks its contract is found out") {
       for (std::size_t t = 0; t < ids.size(); ++t) visible.push_back(t == 1 ? 0 : 1);  // takes a token back
     }
   };
-  const Composed model(make_anchor(), {make_augment(), make_plain()}, many_links, {},
-                       {std::make_shared<Forgetful>(), std::make_shared<calm::IdentityAligner>()});
+  const auto composed_with = [](std::shared_ptr<const calm::Aligner> first) {
+    return Composed(make_anchor(), {make_augment(), make_plain()}, many_links, {},
+                    {std::move(first), std::make_shared<calm::IdentityAligner>()});
+  };
+  CHECK(contains(message_of<calm::ConfigError>([&] { composed_with(nullptr); }), "augment 0"));
+  const Composed model = composed_with(std::make_shared<Forgetful>());
   Cpu ctx(1);
   CHECK(
       contains(message_of<calm::ShapeError>([&] { forward_logits(model, ctx, mixed_batch()); }), "the aligner made 0"));

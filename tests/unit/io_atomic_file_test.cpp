@@ -1,6 +1,7 @@
 #include <doctest/doctest.h>
 #include <calm/io/atomic_file.hpp>
 #include <calm/io/file_map.hpp>
+#include <support/temporary_folder.hpp>
 
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -8,7 +9,6 @@
 #include <unistd.h>
 
 #include <csignal>
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <stdexcept>
@@ -18,15 +18,7 @@ namespace io_atomic_file_test {
 
 namespace {
 
-struct Folder {
-  std::filesystem::path path;
-  Folder() {
-    std::string name = (std::filesystem::temp_directory_path() / "calm-atomic-XXXXXX").string();
-    REQUIRE(::mkdtemp(name.data()) != nullptr);
-    path = name;
-  }
-  ~Folder() { std::filesystem::remove_all(path); }
-
+struct Folder : calm_test::TemporaryFolder {
   int files() const {
     int count = 0;
     for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator(path)) ++count;

@@ -1,11 +1,11 @@
 #include <doctest/doctest.h>
 #include <calm/io/content_hash.hpp>
 #include <calm/io/file_map.hpp>
+#include <support/temporary_folder.hpp>
 
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -14,15 +14,7 @@ namespace io_file_map_test {
 
 namespace {
 
-struct Folder {
-  std::filesystem::path path;
-  Folder() {
-    std::string name = (std::filesystem::temp_directory_path() / "calm-file-map-XXXXXX").string();
-    REQUIRE(::mkdtemp(name.data()) != nullptr);
-    path = name;
-  }
-  ~Folder() { std::filesystem::remove_all(path); }
-
+struct Folder : calm_test::TemporaryFolder {
   std::filesystem::path write(const std::string& name, const std::string& text) const {
     std::ofstream(path / name, std::ios::binary) << text;
     return path / name;

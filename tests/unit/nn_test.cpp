@@ -398,9 +398,9 @@ TEST_CASE("keys and values on folded weights, and their gradients, are those map
         ctx.arena.reset();
         const auto part = [&](const Matrix<double>& m) { return constant(m).middle_rows(first, count); };
         typename calm::KeyValueMap<double>::Cache cache;
-        maps.forward(ctx, part(a), keys.view().middle_rows(first, count), values.view().middle_rows(first, count),
-                     cache);
-        CHECK(cache.projection.empty() == (count == piece));
+        maps.forward(ctx, count, part(a), keys.view().middle_rows(first, count),
+                     values.view().middle_rows(first, count), cache);
+        CHECK(cache.folded == (count == rows));
         maps.backward(ctx, part(a), part(dk), part(dv), cache, into);
       };
       run(0, rows, k, v, grads);

@@ -3,8 +3,7 @@
 #include "../../examples/knowledge/texts.hpp"
 
 #include <doctest/doctest.h>
-
-#include <unistd.h>
+#include <support/temporary_folder.hpp>
 
 #include <set>
 
@@ -19,11 +18,7 @@ std::vector<std::string> made_up_names(int count) {
   return names;
 }
 
-struct Folder {
-  std::filesystem::path path =
-      std::filesystem::temp_directory_path() / ("calm-knowledge-" + std::to_string(::getpid()));
-  ~Folder() { std::filesystem::remove_all(path); }
-};
+using Folder = calm_test::TemporaryFolder;
 
 }  // namespace
 

@@ -3,11 +3,9 @@
 #include <calm/io/model_folder.hpp>
 #include <calm/train/checkpoint.hpp>
 #include <support/models.hpp>
-
-#include <unistd.h>
+#include <support/temporary_folder.hpp>
 
 #include <cmath>
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <set>
@@ -83,17 +81,7 @@ double cross_entropy(const Matrix<float>& logits, Index t, TokenId target) {
   return std::log(total) - static_cast<double>(logits(t, target));
 }
 
-struct Folder {
-  std::filesystem::path path;
-  Folder() {
-    std::string name = (std::filesystem::temp_directory_path() / "calm-train-XXXXXX").string();
-    REQUIRE(::mkdtemp(name.data()) != nullptr);
-    path = name;
-  }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-  ~Folder() { std::filesystem::remove_all(path); }
-};
+using Folder = calm_test::TemporaryFolder;
 
 std::string read(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
@@ -255,6 +243,26 @@ TEST_CASE("a batch in which nothing counts and a target outside the vocabulary a
   const PackedBatch something(std::span(&inside, 1));
   const std::vector<TrainingBatch> both = {{&nothing, nullptr}, {&something, nullptr}};
   CHECK(std::isfinite(trainer.step(std::span(both)).loss));
+}
+
+TEST_CASE("options that make no sense are refused by name, and so is a batch that is none") {
+  Cpu ctx(1);
+  Composed model = make_model();
+  const auto refusal = [&](const calm::CosineSchedule& schedule, const calm::AdamWOptions& options) {
+    return message_of<calm::ConfigError>([&] { Trainer(ctx, model, schedule, options); });
+  };
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  CHECK(contains(refusal({.peak = nan}, {}), "peak is nan"));
+  CHECK(contains(refusal({.steps = -1}, {}), "steps is -1"));
+  CHECK(contains(refusal({.warmup = -3}, {}), "warmup is -3"));
+  CHECK(contains(refusal({.final_fraction = -0.1}, {}), "final_fraction"));
+  CHECK(contains(refusal({}, {.beta2 = 1}), "beta2 is 1"));
+  CHECK(contains(refusal({}, {.epsilon = 0}), "epsilon is 0"));
+  CHECK(contains(refusal({}, {.weight_decay = nan}), "weight_decay is nan"));
+  CHECK(contains(refusal({}, {.clip_norm = -1}), "clip_norm is -1"));
+  Trainer trainer(ctx, model, schedule_of_nine);
+  const TrainingBatch none;
+  CHECK(contains(message_of<calm::ConfigError>([&] { trainer.step(std::span(&none, 1)); }), "TrainingBatch 0"));
 }
 
 TEST_CASE("accumulated batches give the step of one batch that holds them all") {
@@ -522,6 +530,30 @@ TEST_CASE("an update that makes the weights infinite leaves the last good checkp
       message_of<calm::NumericError>([&] { calm::run_training<Composed, Cpu>(trainer, std::ref(batches), options); }),
       "after training step 4 a weight of "));
   CHECK(read(folder.path / "last.safetensors") == good);
+  // Also the last update of a run that keeps nothing is looked at.
+  Composed fresh = make_model();
+  Trainer only(ctx, fresh, calm::CosineSchedule{.peak = 1e39, .warmup = 0, .steps = 1});
+  CHECK(contains(message_of<calm::NumericError>([&] {
+                   calm::run_training<Composed, Cpu>(
+                       only, [&](Index step) { return batches(step); }, RunOptions{});
+                 }),
+                 "after training step 1 a weight of "));
+}
+
+TEST_CASE("a folder that cannot be made is an IoError that names it") {
+  const Folder folder;
+  std::ofstream(folder.path / "file") << "x";
+  for (const auto& path : {folder.path / "file", folder.path / "file" / "inside"}) {
+    Cpu ctx(1);
+    Composed model = make_model();
+    Trainer trainer(ctx, model, schedule_of_nine);
+    const auto run_in = [&] {
+      calm::run_training<Composed, Cpu>(
+          trainer, [](Index) { return std::vector<TrainingBatch>{}; }, RunOptions{.folder = path});
+    };
+    CHECK(contains(message_of<calm::IoError>(run_in), path.string()));
+    CHECK(contains(message_of<calm::IoError>([&] { calm::save_model(model.anchor(), path); }), path.string()));
+  }
 }
 
 TEST_CASE("states are kept until they hold the bytes that were allowed, and are the same object again") {

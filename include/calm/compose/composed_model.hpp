@@ -91,6 +91,8 @@ class ComposedModel {
     if (aligners_.empty()) aligners_.assign(augments_.size(), std::make_shared<IdentityAligner>());
     require<ConfigError>(aligners_.size() == augments_.size(), aligners_.size(), " aligners for ", augments_.size(),
                          " augments");
+    for (std::size_t i = 0; i < aligners_.size(); ++i)
+      require<ConfigError>(aligners_[i] != nullptr, "the aligner of augment ", i, " is a null pointer");
   }
 
   const ModelSpec& spec() const { return anchor_->spec(); }
@@ -114,15 +116,17 @@ class ComposedModel {
     batch.check();
     anchor_->prepare_augments(ctx, batch, states.anchor);
     if (states.tapped.empty()) states.tapped = links_.empty_taps();
+    states.offsets.assign(batch.offsets.begin(), batch.offsets.end());
     states.aligned.resize(augments_.size());
+    for (AlignedBatch& aligned : states.aligned) aligned.clear();
     if (!states.augments) return;
     augments_.for_each(states.inner, [&](std::size_t i, const auto& augment, auto& inner) {
       AlignedBatch& aligned = states.aligned[i];
-      aligned.clear();
       for (Index s = 0; s < batch.sequences(); ++s) {
         AlignmentState start;
         aligned.append(*aligners_[i], start, ids_of(batch, s), batch.prompt_length(s));
       }
+      check_augment(i, augment, aligned);
       const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
       const TokenBatch tokens{aligned.ids, aligned.offsets, aligned.prompt_lengths, {}};
       augment.prepare_augments(ctx, tokens, inner);
@@ -157,7 +161,7 @@ class ComposedModel {
 
   [[gnu::cold]] View forward(auto& ctx, const TokenBatch& batch, const States& states, Tape* tape) const {
     require<ShapeError>(states.lower.view().rows == batch.tokens(), "forward: the states were prepared for ",
-                        states.lower.view().rows, " tokens, the batch has ", batch.tokens());
+                        states.lower.view().rows, " tokens (prepare()), the batch has ", batch.tokens());
     NullObserver nothing;
     LinkWriter<NullObserver> writer{links_, states, links_.plans(ctx, batch, states, tape), tape, nothing};
     const bool narrows = lowest_write() + 1 == spec().blocks && !batch.rows.empty();
@@ -324,7 +328,20 @@ class ComposedModel {
       aligned.append(*aligners_[a], next, ids_of(batch, s), batch.prompt_length(s));
       session.links_.augments[a].check_room(batch.slots[i], aligned.offsets[i + 1] - aligned.offsets[i]);
     }
-    check_ids(aligned.ids, augment.spec().vocabulary);
+    check_augment(a, augment, aligned);
+  }
+
+  /// Throws an error that names the augment where the tokens that it shall read are not its own.
+  [[gnu::cold]] static void check_augment(std::size_t i, const auto& augment, const AlignedBatch& aligned) {
+    const ModelSpec& spec = augment.spec();
+    for (std::size_t t = 0; t < aligned.ids.size(); ++t)
+      require<ShapeError>(aligned.ids[t] >= 0 && aligned.ids[t] < spec.vocabulary, "token ", t, " of augment ", i,
+                          " is ", aligned.ids[t], ", which is outside its vocabulary of ", spec.vocabulary,
+                          ". Models with other tokens than the anchor's are composed with an aligner (ByteAligner)");
+    for (std::size_t s = 0; s + 1 < aligned.offsets.size(); ++s)
+      require<ContextLimitError>(aligned.offsets[s + 1] - aligned.offsets[s] <= spec.context, "sequence ", s, " has ",
+                                 aligned.offsets[s + 1] - aligned.offsets[s], " tokens of augment ", i,
+                                 ", but its context is ", spec.context);
   }
 
   /// Gives an augment the tokens that align() found, and the link caches the keys and values that follow.

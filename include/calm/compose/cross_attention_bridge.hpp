@@ -42,6 +42,7 @@ struct BridgePlan {
   Queries<Scalar> queries;             // tokens of the anchor
   std::span<const Index> key_offsets;  // [sequences + 1], tokens of the augment
   RotaryAngles<Scalar> key_angles;     // empty without rotary positions
+  Index anchor_tokens = 0;             // of the whole batch, whatever rows a pass asks for
 };
 
 template <class ScalarType>
@@ -81,7 +82,7 @@ class CrossAttentionBridge {
     AttentionCoreCache<Scalar>& attention = cache.attention;
     attention.k = ctx.arena.template matrix<Scalar>(a.rows, augment_.to());
     attention.v = ctx.arena.template matrix<Scalar>(a.rows, augment_.to());
-    augment_.forward(ctx, a, attention.k, attention.v, cache.augment);
+    augment_.forward(ctx, plan.anchor_tokens, a, attention.k, attention.v, cache.augment);
     if (options_.rotary) Rotary<Scalar>::forward(ctx, attention.k, plan.key_angles, options_.heads);
     query(ctx, plan, x, cache);
     attend(ctx, attention, plan.queries.offsets, plan.key_offsets, plan.queries.visible, heads());

@@ -4,7 +4,8 @@
 //
 // Either map by map, or, where it is cheaper, on the folded weights W_K W_proj diag(w) and W_V W_proj diag(w), with the
 // norm's weight w: then each position meets two maps in place of three, and its gradients two in place of six. Which
-// of the two follows from the sizes alone.
+// of the two follows from the sizes and from the number of anchor tokens: that of the augment's depends on the text, so
+// that a late token could change the bits of early ones.
 #pragma once
 
 #include <calm/compose/projection.hpp>
@@ -17,7 +18,7 @@ inline Index weights_of_projection(Index to, Index from, Index rank) {
   return rank > 0 ? rank * (to + from) : to * from;
 }
 
-/// Whether so many positions of an augment pay for two products of weights, [to, to] x [to, from]; their gradients then
+/// Whether so many positions pay for two products of weights, [to, to] x [to, from]; their gradients then
 /// gain more than they do.
 inline bool folding_pays(Index to, Index from, Index rank, Index rows) {
   const Index saved = 2 * to * to - to * from;  // by each position
@@ -40,6 +41,7 @@ class KeyValueMap {
     ConstView projection;  // [D_B, D_A] W_proj diag(w)
     typename Norm::Cache norm;
     typename Projection<Scalar>::Cache low_rank;
+    bool folded = false;
   };
 
   /// What decoding multiplies by: W_K W_proj and W_V W_proj where that is cheaper, else nothing.
@@ -57,9 +59,10 @@ class KeyValueMap {
     direction_.emplace(augment_width, 1e-6);
   }
 
-  /// Overwrites k and v.                                             a [Ta, D_A] -> [Ta, D_B]
-  [[gnu::cold]] void forward(auto& ctx, ConstView a, View k, View v, Cache& cache) const {
-    if (!folds(a.rows)) {
+  /// Overwrites k and v, for a batch of so many tokens of the anchor.    a [Ta, D_A] -> [Ta, D_B]
+  [[gnu::cold]] void forward(auto& ctx, Index anchor_tokens, ConstView a, View k, View v, Cache& cache) const {
+    cache.folded = folding_pays(to(), from(), rank(), anchor_tokens);
+    if (!cache.folded) {
       cache.input = normed(ctx, norm_, a, cache.norm);
       return separate(ctx, k, v, cache);
     }
@@ -77,7 +80,7 @@ class KeyValueMap {
   /// Adds to grads, from the gradients of k and v.
   [[gnu::cold]] void backward(auto& ctx, ConstView a, ConstView dk, ConstView dv, const Cache& cache,
                               Gradients<Scalar>& grads) const {
-    if (!folds(a.rows)) return separate_backward(ctx, a, dk, dv, cache, grads);
+    if (!cache.folded) return separate_backward(ctx, a, dk, dv, cache, grads);
     const View dfolded = ctx.arena.template matrix<Scalar>(to(), from()),
                dprojection = ctx.arena.template matrix<Scalar>(to(), from());
     ctx.backend.set_zero(dprojection);
@@ -126,8 +129,6 @@ class KeyValueMap {
   }
 
  private:
-  bool folds(Index rows) const { return folding_pays(to(), from(), rank(), rows); }
-
   [[gnu::cold]] ConstView weighted_projection(auto& ctx) const {  // W_proj diag(w)
     const ConstView projection = projection_.full()->value.view();
     if (!norm_) return projection;

@@ -18,6 +18,7 @@ namespace calm::inline CALM_ABI {
 /// What a pass needs of the augments: one entry each.
 template <class Scalar>
 struct AugmentStates {
+  std::vector<Index> offsets;  // of the batch that they were prepared for
   std::vector<AlignedBatch> aligned;
   std::vector<TappedStates<Scalar>> tapped;
   std::vector<bool> disabled;  // [links] links that write nothing; empty: none
@@ -105,7 +106,7 @@ class LinkSet {
                                         std::span<const Index> positions) const {
     const auto visible = ctx.arena.template vector<VisibleRange>(batch.tokens());
     for (std::size_t t = 0; t < visible.size(); ++t) visible[t] = {0, aligned.visible[t]};
-    BridgePlan<Scalar> plan{{batch.offsets, visible, {}}, aligned.offsets, {}};
+    BridgePlan<Scalar> plan{{batch.offsets, visible, {}}, aligned.offsets, {}, batch.tokens()};
     if (options_.rotary) {
       plan.queries.angles = rotary_.angles(ctx, positions);
       plan.key_angles = rotary_.angles(ctx, std::span<const Index>(aligned.key_positions));
@@ -117,6 +118,7 @@ class LinkSet {
   [[gnu::cold]] Plans plans(auto& ctx, const TokenBatch& batch, const AugmentStates<Scalar>& states,
                             LinkTape<Scalar>* tape) const {
     batch.check();
+    check_states(batch, states);
     const auto all = ctx.arena.template vector<BridgePlan<Scalar>>(static_cast<Index>(augments_));
     const bool narrows = !batch.rows.empty() && !at_block_.back().empty();
     const auto last = narrows ? ctx.arena.template vector<BridgePlan<Scalar>>(static_cast<Index>(augments_)) : all;
@@ -232,6 +234,21 @@ class LinkSet {
   }
 
  private:
+  void check_states(const TokenBatch& batch, const AugmentStates<Scalar>& states) const {
+    require<ShapeError>(
+        std::equal(states.offsets.begin(), states.offsets.end(), batch.offsets.begin(), batch.offsets.end()),
+        "the states were prepared for another batch: for ",
+        std::max<Index>(0, static_cast<Index>(states.offsets.size()) - 1), " sequences of ",
+        states.offsets.empty() ? 0 : states.offsets.back(), " tokens, or for other lengths; this one has ",
+        batch.sequences(), " of ", batch.tokens());
+    for (const AlignedBatch& aligned : states.aligned)
+      require<ShapeError>(!states.augments || aligned.visible.size() == batch.ids.size(),
+                          "the states were prepared while augments were switched off (AugmentStates::augments)");
+    require<ConfigError>(states.disabled.empty() || states.disabled.size() == links_.size(),
+                         "AugmentStates::disabled has ", states.disabled.size(), " entries for ", links_.size(),
+                         " links");
+  }
+
   std::size_t augment_of(std::size_t k) const { return static_cast<std::size_t>(links_[k].augment); }
   const BridgePlan<Scalar>& plan_of(const Plans& plans, std::size_t k) const {
     const bool last = links_[k].write == static_cast<Index>(at_block_.size()) - 1;

@@ -159,8 +159,7 @@ struct CompositionCost {
       const double queries = link.write == last ? scored : 1, unasked = link.write == last ? rest : 0;
       const double of_anchor = 2 * sizes.square(), of_augment = sizes.projection_weights() + 2 * sizes.square();
       double products = queries * 3 * of_anchor;  // forward, the gradient of the weights, of the input
-      const auto positions = static_cast<Index>(r * static_cast<double>(tokens) + 0.5);
-      if (folding_pays(sizes.anchor_width, sizes.augment_width, sizes.rank, positions)) {
+      if (folding_pays(sizes.anchor_width, sizes.augment_width, sizes.rank, tokens)) {
         // Forward and the gradients of the folded weights; two products that fold and four back.
         products += r * 4 * sizes.projection_weights() +
                     6 * sizes.square() * static_cast<double>(sizes.augment_width) / static_cast<double>(tokens);

@@ -114,22 +114,21 @@ requires LanguageModel<Model, Ctx> std::vector<Generation> generate(
   require<ConfigError>(options.batch >= 1, "generate: batch must be at least 1, found ", options.batch);
   require<ConfigError>(options.max_new_tokens >= 0, "generate: max_new_tokens must be at least 0, found ",
                        options.max_new_tokens);
+  const bool may_stop = options.at_limit == AtContextLimit::stop;
   const Index context = model.spec().context, most = std::min(options.max_new_tokens, context);
   for (std::size_t p = 0; p < prompts.size(); ++p) {
     const auto length = static_cast<Index>(prompts[p].size());
     check_ids(prompts[p], model.spec().vocabulary);
     require<ShapeError>(length > 0, "prompt ", p, " is empty; a model continues at least one token");
-    const Index needed = options.at_limit == AtContextLimit::error ? length + most : length;
-    require<ContextLimitError>(needed <= context, "prompt ", p, " has ", length, " tokens and ", options.max_new_tokens,
-                               " more are asked for, but the model's context is ", context,
-                               "; ask for fewer or choose AtContextLimit::stop");
+    const Index needed = may_stop ? length : length + most;
     const Index more = needed - length;
+    const auto wanted = more > 0 ? message(" and ", options.max_new_tokens, " more are asked for") : std::string();
+    const std::string_view advice = more > 0 ? "ask for fewer or choose AtContextLimit::stop" : "shorten it";
+    require<ContextLimitError>(needed <= context, "prompt ", p, " has ", length, " tokens", wanted,
+                               ", but the model's context is ", context, "; ", advice);
     require<ContextLimitError>(model.fits(nullptr, 0, prompts[p], length, more, {-1, options.augments}), "prompt ", p,
-                               " has ", length, " tokens",
-                               more > 0 ? message(" and ", more, " more are asked for") : "",
-                               ", which the context of an augment does not hold; ",
-                               more > 0 ? "ask for fewer or choose AtContextLimit::stop" : "shorten it",
-                               options.augments ? ", or generate without augments" : "");
+                               " has ", length, " tokens", wanted, ", which the context of an augment does not hold; ",
+                               advice, options.augments ? ", or generate without augments" : "");
   }
   Sampler sampler(options.sampler);
   std::vector<Generation> results(prompts.size());

@@ -58,6 +58,20 @@ inline std::string to_json(const AdapterConfig& config) {
 /// Ties the weights to the configuration that says what they mean, since a kill may come between the two files.
 inline std::string mark_of(const AdapterConfig& config) { return content_hash(to_json(config)); }
 
+/// The weights of a model; `mark`: of the configuration that they belong to, empty where there is none.
+template <class Composed>
+SafetensorsWriter writer_of(const Composed& model, const std::filesystem::path& folder, const std::string& mark) {
+  const std::string bad = find_not_finite(model);
+  require<NumericError>(bad.empty(), folder.string(), ": not saved: ", bad);
+  SafetensorsWriter writer;
+  for_each_parameter(model, [&](const std::string& name, const auto& parameter) {
+    writer.add(name, parameter.shape(), parameter.value.values(), DType::f32);
+  });
+  writer.set_metadata("format", "pt");
+  if (!mark.empty()) writer.set_metadata("adapter_config", mark);
+  return writer;
+}
+
 /// `other_weights`: models whose weights were stored in another type, so that their hash differs, are taken.
 inline void check_bases(const std::string& where, const std::vector<BaseDescription>& stored,
                         const std::vector<BaseDescription>& given, bool other_weights = false) {
@@ -109,24 +123,20 @@ inline AdapterConfig read_adapter_config(const std::filesystem::path& folder) {
   return config;
 }
 
-/// Writes the trained weights alone: what a checkpoint changes. They belong to the configuration in the folder.
+/// Writes the trained weights alone: what a checkpoint changes. They belong to the configuration in the folder. Throws
+/// NumericError where a weight is not finite.
 template <class Composed>
 void save_adapter_weights(const Composed& model, const std::filesystem::path& folder) {
-  SafetensorsWriter writer;
-  for_each_parameter(model, [&](const std::string& name, const auto& parameter) {
-    writer.add(name, parameter.shape(), parameter.value.values(), DType::f32);
-  });
-  writer.set_metadata("format", "pt");
-  if (std::filesystem::exists(folder / "adapter_config.json")) {
+  std::string mark;
+  if (is_there(folder / "adapter_config.json")) {
     const AdapterConfig stored = read_adapter_config(folder);
-    writer.set_metadata("adapter_config",
-                        adapter::mark_of({model.options(), model.links(), stored.bases, stored.alignment}));
+    mark = adapter::mark_of({model.options(), model.links(), stored.bases, stored.alignment});
   }
-  writer.write(folder / "adapter_model.safetensors");
+  adapter::writer_of(model, folder, mark).write(folder / "adapter_model.safetensors");
 }
 
 /// Writes the adapter of a composed model over bases that the caller has described. Throws ConfigError where augments
-/// read by aligners of their own and `alignment` does not say which.
+/// read by aligners of their own and `alignment` does not say which, and NumericError where a weight is not finite.
 template <class Composed>
 void save_adapter(const Composed& model, const std::filesystem::path& folder, const std::vector<BaseDescription>& bases,
                   const std::string& alignment = "") {
@@ -134,10 +144,13 @@ void save_adapter(const Composed& model, const std::filesystem::path& folder, co
     require<ConfigError>(alignment == "bytes" || dynamic_cast<const IdentityAligner*>(aligner.get()), folder.string(),
                          ": an augment of this model does not read the anchor's tokens as they are; name the alignment "
                          "(\"bytes\"), or keep the weights alone with save_adapter_weights");
-  std::filesystem::create_directories(folder);
-  write_file_atomically(folder / "adapter_config.json",
-                        adapter::to_json({model.options(), model.links(), bases, alignment}));
-  save_adapter_weights(model, folder);
+  const AdapterConfig config{model.options(), model.links(), bases, alignment};
+  const SafetensorsWriter writer = adapter::writer_of(model, folder, adapter::mark_of(config));
+  make_folder(folder);
+  AtomicFile<> config_file(folder / "adapter_config.json"), weights_file(folder / "adapter_model.safetensors");
+  config_file.write(adapter::to_json(config));
+  writer.write_to(weights_file);
+  commit_together(config_file, weights_file);
 }
 
 /// Writes the adapter of a composed model.
@@ -165,6 +178,8 @@ void load_adapter_weights(Composed& model, const std::filesystem::path& folder, 
     file.matrix(name, parameter.value.rows(), parameter.value.cols())
         .read_rows(0, parameter.value.rows(), parameter.value.data());
   });
+  const std::string bad = find_not_finite(model);
+  require<FormatError>(bad.empty(), file.path(), ": ", bad);
   require<FormatError>(used == file.tensors().size(), file.path(), ": it holds ", file.tensors().size(),
                        " tensors, but the adapter's configuration asks for ", used);
 }
@@ -181,8 +196,13 @@ ComposedModel<Anchor, Augments...> load_adapter(const std::filesystem::path& fol
   require<FormatError>(config.alignment != "bytes", (folder / "adapter_config.json").string(),
                        ": the augments read what the anchor writes by its bytes; compose the models with a ByteAligner "
                        "for each and call load_adapter_weights");
-  ComposedModel<Anchor, Augments...> model =
-      compose(std::move(anchor), Links(config.links), config.options, std::move(augments)...);
+  ComposedModel<Anchor, Augments...> model = [&] {
+    try {
+      return compose(std::move(anchor), Links(config.links), config.options, std::move(augments)...);
+    } catch (const ConfigError& error) {
+      throw FormatError(message((folder / "adapter_config.json").string(), ": ", error.what()));
+    }
+  }();
   load_adapter_weights(model, folder, config);
   return model;
 }

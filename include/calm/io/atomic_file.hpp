@@ -87,10 +87,17 @@ class AtomicFile {
     write(reinterpret_cast<const std::byte*>(text.data()), static_cast<Index>(text.size()));
   }
 
-  /// Brings the bytes to the disk and gives them their name.
-  void commit() {
+  /// Brings the bytes to the disk, which may be full, under the name of the temporary: before the commit() of the first
+  /// of several files that belong together.
+  void finish() {
+    if (file_ < 0) return;
     check(system_.sync(file_), ": writing failed: ");
     check(system_.close(std::exchange(file_, -1)), ": writing failed: ");
+  }
+
+  /// Brings the bytes to the disk and gives them their name.
+  void commit() {
+    finish();
     check(system_.rename(temporary_.c_str(), path_.c_str()), ": cannot be put in its place: ");
     temporary_.clear();
     const std::filesystem::path folder = path_.has_parent_path() ? path_.parent_path() : std::filesystem::path(".");
@@ -134,6 +141,13 @@ class AtomicFile {
   int file_ = -1;
   Index size_ = 0;
 };
+
+/// Gives files that belong together their names only when the disk holds all of them. A kill between the names leaves
+/// the first new and the rest old, so that each should say what it belongs to.
+void commit_together(auto&... files) {
+  (files.finish(), ...);
+  (files.commit(), ...);
+}
 
 /// Writes the file at `path`: `produce(file)` calls file.write(...) as often as it likes. An exception, of the system
 /// or of `produce`, leaves what was there before.

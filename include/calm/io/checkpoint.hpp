@@ -2,6 +2,7 @@
 // model.safetensors.index.json names.
 #pragma once
 
+#include <calm/io/folder.hpp>
 #include <calm/io/safetensors.hpp>
 
 namespace calm::inline CALM_ABI {
@@ -10,7 +11,7 @@ class Checkpoint {
  public:
   explicit Checkpoint(const std::filesystem::path& folder) : path_(folder.string()) {
     const auto index = folder / "model.safetensors.index.json";
-    if (!std::filesystem::exists(folder / "model.safetensors") && std::filesystem::exists(index)) {
+    if (!is_there(folder / "model.safetensors") && is_there(index)) {
       open_index(folder, index);
     } else {
       files_.push_back(std::make_shared<const SafetensorsFile>(folder / "model.safetensors"));

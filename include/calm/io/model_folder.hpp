@@ -3,6 +3,7 @@
 
 #include <calm/io/config_json.hpp>
 #include <calm/io/content_hash.hpp>
+#include <calm/io/folder.hpp>
 #include <calm/io/hugging_face.hpp>
 #include <calm/io/safetensors.hpp>
 #include <calm/nn/parameter.hpp>
@@ -14,7 +15,8 @@ template <class Model>
 void save_model(const Model& model, const std::filesystem::path& folder, DType dtype = DType::f32) {
   using Architecture = typename Model::Architecture;
   static_assert(Architecture::model_type == "llama", "only models of the type llama are written");
-  std::filesystem::create_directories(folder);
+  static_assert(!std::is_same_v<typename Model::Weights, Lora>,
+                "the additions of LoRA have no place in a folder of plain weights: save_parameters() writes them");
   SafetensorsWriter writer;
   for_each_weight(model, [&](const std::string& name, const auto& weight) {
     const auto shape = [&](Index rows, Index cols) {
@@ -30,9 +32,11 @@ void save_model(const Model& model, const std::filesystem::path& folder, DType d
     }
   });
   writer.set_metadata("format", "pt");  // transformers asks for it
-  writer.write(folder / "model.safetensors");
-  write_file_atomically(folder / "config.json",
-                        config_json(model.spec(), Architecture::model_type, Architecture::hugging_face_class, dtype));
+  make_folder(folder);
+  AtomicFile<> config_file(folder / "config.json"), weights_file(folder / "model.safetensors");
+  config_file.write(config_json(model.spec(), Architecture::model_type, Architecture::hugging_face_class, dtype));
+  writer.write_to(weights_file);
+  commit_together(config_file, weights_file);
 }
 
 /// Opens a folder as Model; the weights stay mapped. Throws FormatError where the folder holds another architecture,
@@ -93,6 +97,10 @@ BaseDescription describe(const Model& model, const std::string& tokenizer = "") 
     }
     (std::make_index_sequence<Model::augment_count>{});
     result.architecture = "calm over " + result.architecture;
+    const auto& options = model.options();
+    for (const auto& link : model.links()) hashes += message(' ', link.augment, ':', link.tap, '>', link.write);
+    hashes += message(" heads ", options.heads, ", norms ", options.norms, ", gate ", static_cast<int>(options.gate),
+                      ", rotary ", options.rotary);
     result.sizes += message(", links ", model.links().size(), ", augments ", Model::augment_count);
     result.content_hash = content_hash(hashes);
     return result;

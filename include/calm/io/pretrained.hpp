@@ -4,6 +4,7 @@
 //   calm::visit_model("SmolLM2", [](auto model) { use(*model); });      // std::shared_ptr<const Transformer<...>>
 #pragma once
 
+#include <calm/io/folder.hpp>
 #include <calm/io/gguf_model.hpp>
 #include <calm/io/hugging_face.hpp>
 #include <calm/model/transformer.hpp>
@@ -64,8 +65,8 @@ class Pretrained {
   using Files = std::variant<std::shared_ptr<const Checkpoint>, std::shared_ptr<const GgufFile>>;
 
   static Files open(const std::filesystem::path& path) {
-    require<IoError>(std::filesystem::exists(path), path.string(), ": there is no such folder or file");
-    if (std::filesystem::is_directory(path)) return std::make_shared<const Checkpoint>(path);
+    require<IoError>(is_there(path), path.string(), ": there is no such folder or file");
+    if (is_folder(path)) return std::make_shared<const Checkpoint>(path);
     return std::make_shared<const GgufFile>(path);
   }
 

@@ -190,6 +190,8 @@ class Transformer {
   Session make_session(auto&, Index slots, Index capacity, const SessionOptions& options = {}) const {
     require<ContextLimitError>(capacity <= spec_.context, "a session of ", capacity,
                                " tokens was asked for, but the model's context is ", spec_.context);
+    require<ConfigError>(options.blocks >= -1 && options.blocks <= spec_.blocks, "a session of ", options.blocks,
+                         " blocks was asked for (-1: all), but the model has ", spec_.blocks);
     return Session(options.blocks < 0 ? spec_.blocks : options.blocks, slots, capacity,
                    spec_.heads.kv_heads * spec_.heads.width);
   }

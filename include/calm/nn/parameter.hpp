@@ -8,6 +8,7 @@
 #include <calm/backend/backend.hpp>
 #include <calm/core/random.hpp>
 
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -49,6 +50,17 @@ Index assign_offsets(Module& module) {
     count += parameter.value.size();
   });
   return count;
+}
+
+/// The first trainable weight that holds NaN or infinity, as "NAME is nan"; empty where all are finite.
+template <class Module>
+std::string find_not_finite(const Module& module) {
+  std::string found;
+  for_each_parameter(module, [&](const std::string& name, const auto& parameter) {
+    for (const auto value : parameter.value.values())
+      if (found.empty() && !std::isfinite(value)) found = message(name, " is ", value);
+  });
+  return found;
 }
 
 template <class Module>

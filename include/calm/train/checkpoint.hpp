@@ -5,6 +5,7 @@
 // data, which is a function of the step.
 #pragma once
 
+#include <calm/io/folder.hpp>
 #include <calm/io/safetensors.hpp>
 #include <calm/train/trainer.hpp>
 
@@ -42,11 +43,11 @@ void load_parameters(Model& model, const SafetensorsFile& file, const std::strin
 template <class Model, class Ctx>
 void save_checkpoint(Trainer<Model, Ctx>& trainer, const std::filesystem::path& path, double best_loss,
                      const std::string& fingerprint) {
+  const std::string bad = find_not_finite(trainer.model());
+  require<NumericError>(bad.empty(), "after training step ", trainer.step_count(), " a weight of ", bad, "; ",
+                        path.string(), " stays as it was. A lower learning rate may help.");
   SafetensorsWriter writer;
   for_each_parameter(trainer.model(), [&](const std::string& name, auto& parameter) {
-    for (const auto value : std::as_const(parameter.value).values())
-      require<NumericError>(std::isfinite(value), "after training step ", trainer.step_count(), " a weight of ", name,
-                            " is ", value, "; ", path.string(), " stays as it was. A lower learning rate may help.");
     writer.add(name, parameter.shape(), std::as_const(parameter.value).values());
   });
   writer.add("optimizer.first_moment", trainer.optimizer().first_moment());
@@ -124,9 +125,8 @@ void run_training(Trainer<Model, Ctx>& trainer, const std::function<std::vector<
   const auto last = options.folder / "last.safetensors", best = options.folder / "best.safetensors";
   const bool keeps = !options.folder.empty();
   double best_loss = std::numeric_limits<double>::infinity();
-  if (keeps) std::filesystem::create_directories(options.folder);
-  if (keeps && options.resume && std::filesystem::exists(last))
-    best_loss = load_checkpoint(trainer, last, options.fingerprint);
+  if (keeps) make_folder(options.folder);
+  if (keeps && options.resume && is_there(last)) best_loss = load_checkpoint(trainer, last, options.fingerprint);
   std::vector<Matrix<typename Model::Scalar>> best_weights;
   const Index steps = trainer.schedule().steps;
   while (trainer.step_count() < steps) {
@@ -151,6 +151,9 @@ void run_training(Trainer<Model, Ctx>& trainer, const std::function<std::vector<
     if (keeps && due(options.checkpoint_every)) save_checkpoint(trainer, last, best_loss, options.fingerprint);
     if (report) report(done);
   }
+  const std::string bad = find_not_finite(trainer.model());  // what the last update did, no step has met
+  require<NumericError>(bad.empty(), "after training step ", trainer.step_count(), " a weight of ", bad,
+                        ". A lower learning rate may help.");
   if (!validate) return;
   if (!best_weights.empty()) {
     std::size_t i = 0;

@@ -4,12 +4,29 @@
 
 #include <calm/nn/parameter.hpp>
 
+#include <limits>
+
 namespace calm::inline CALM_ABI {
 
 struct AdamWOptions {
   double beta1 = 0.9, beta2 = 0.98, epsilon = 1e-8;
   double weight_decay = 0.01;  // of matrices; norms and gates do not decay
   double clip_norm = 1;        // 0: no clipping
+
+  /// Throws ConfigError where a number makes no sense.
+  void check() const {
+    const auto between = [](const char* name, double value, double below) {
+      require<ConfigError>(value >= 0 && value < below, "AdamWOptions: ", name, " is ", value,
+                           ", expected a number of at least 0 and below ", below);
+    };
+    between("beta1", beta1, 1);
+    between("beta2", beta2, 1);
+    constexpr double infinity = std::numeric_limits<double>::infinity();
+    between("weight_decay", weight_decay, infinity);
+    between("clip_norm", clip_norm, infinity);
+    require<ConfigError>(epsilon > 0 && epsilon < infinity, "AdamWOptions: epsilon is ", epsilon,
+                         ", expected a number above 0");
+  }
 };
 
 template <class Scalar>

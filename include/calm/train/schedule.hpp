@@ -16,6 +16,18 @@ struct CosineSchedule {
   Index steps = 1000;            // in all
   double final_fraction = 0.05;  // of the peak, at the last step
 
+  /// Throws ConfigError where a number makes no sense.
+  void check() const {
+    const auto not_negative = [](const char* name, double value) {
+      require<ConfigError>(std::isfinite(value) && value >= 0, "CosineSchedule: ", name, " is ", value,
+                           ", expected a finite number that is not negative");
+    };
+    not_negative("peak", peak);
+    not_negative("final_fraction", final_fraction);
+    not_negative("warmup", static_cast<double>(warmup));
+    not_negative("steps", static_cast<double>(steps));
+  }
+
   /// For steps counted from 1.
   double operator()(Index step) const {
     const double rise = warmup > 0 ? std::min(1.0, static_cast<double>(step) / static_cast<double>(warmup)) : 1.0;

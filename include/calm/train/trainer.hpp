@@ -141,6 +141,8 @@ class Trainer {
         optimizer_(static_cast<Index>(grads_.values().size()), options), workers_(ctx),
         places_(static_cast<std::size_t>(workers_.size())) {
     require<ConfigError>(!grads_.values().empty(), "the model has no trainable parameters");
+    schedule_.check();
+    optimizer_.options().check();
     require<ConfigError>(max_shares >= 1, "at least one share of a step, found ", max_shares);
     constexpr std::size_t room = std::size_t{256} << 20;  // for gradients of shares
     const auto fitting = static_cast<Index>(room / (grads_.values().size() * sizeof(Scalar)));
@@ -214,6 +216,7 @@ class Trainer {
     std::size_t scored = 0;
     for (auto at = batches.begin(); at != batches.end(); ++at) {
       const PackedBatch* batch = at->batch;
+      require<ConfigError>(batch != nullptr, "TrainingBatch ", at - batches.begin(), " of the step has no batch");
       // Shares are computed side by side, so the states of a batch that comes twice belong to its first time.
       const bool again = std::any_of(batches.begin(), at, [&](const auto& other) { return other.kept == at->kept; });
       KeptStates<Model>* kept = again ? nullptr : at->kept;

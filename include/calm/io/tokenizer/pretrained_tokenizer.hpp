@@ -1,6 +1,7 @@
 // The tokenizer of a model as people have it: tokenizer.json in a folder, or the vocabulary in a .gguf file.
 #pragma once
 
+#include <calm/io/folder.hpp>
 #include <calm/io/gguf.hpp>
 #include <calm/io/tokenizer/gguf_vocabulary.hpp>
 #include <calm/io/tokenizer/tokenizer_json.hpp>
@@ -51,15 +52,15 @@ inline GgufVocabulary read_gguf_vocabulary(const GgufFile& file) {
 
 /// The tokenizer of a folder or of a .gguf file. Throws IoError or FormatError.
 inline Tokenizer open_tokenizer(const std::filesystem::path& path) {
-  if (std::filesystem::is_directory(path)) return load_tokenizer(path);
+  if (is_folder(path)) return load_tokenizer(path);
   const GgufFile file(path);
   return make_tokenizer(read_gguf_vocabulary(file), file.path());
 }
 
 /// The same, or nothing where the folder or file has no tokenizer.
 inline std::optional<Tokenizer> find_tokenizer(const std::filesystem::path& path) {
-  if (std::filesystem::is_directory(path)) {
-    if (!std::filesystem::exists(path / "tokenizer.json")) return std::nullopt;
+  if (is_folder(path)) {
+    if (!is_there(path / "tokenizer.json")) return std::nullopt;
     return load_tokenizer(path);
   }
   const GgufFile file(path);

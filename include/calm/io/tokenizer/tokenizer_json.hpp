@@ -7,6 +7,7 @@
 // with 262,144 tokens and 514,906 merges written as pairs); what stays is smaller than the file.
 #pragma once
 
+#include <calm/io/folder.hpp>
 #include <calm/io/json.hpp>
 #include <calm/io/tokenizer/pipeline_json.hpp>
 #include <calm/io/tokenizer/tokenizer.hpp>
@@ -187,10 +188,10 @@ inline void apply_tokenizer_config(const Json& config, const std::string& where,
 /// Reads tokenizer.json at `path`, or in the folder `path` with the tokenizer_config.json there, where there is one.
 /// Throws IoError or FormatError.
 inline Tokenizer load_tokenizer(const std::filesystem::path& path) {
-  const std::filesystem::path folder = std::filesystem::is_directory(path) ? path : std::filesystem::path();
+  const std::filesystem::path folder = is_folder(path) ? path : std::filesystem::path();
   const auto file = FileMap::open(folder.empty() ? path : folder / "tokenizer.json");
   TokenizerParts parts = parse_tokenizer_json(file->text(), file->path());
-  if (!folder.empty() && std::filesystem::exists(folder / "tokenizer_config.json")) {
+  if (!folder.empty() && is_there(folder / "tokenizer_config.json")) {
     const std::filesystem::path name = folder / "tokenizer_config.json";
     apply_tokenizer_config(read_json(name), name.string(), parts);
   }
