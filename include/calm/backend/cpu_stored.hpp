@@ -41,8 +41,10 @@ template <class Columns>
 template <class Columns, int Panels>
 [[gnu::always_inline]] inline void for_each_piece(InterleavedRows<Panels> rows, Index depth, const auto& fn) {
   Index k = 0;
-  for (; k + Columns::depth <= depth; k += Columns::depth, rows = rows.from(Columns::bytes))
+  for (; k + Columns::depth <= depth; k += Columns::depth, rows = rows.from(Columns::bytes)) {
+    if constexpr (Columns::depth >= 32) rows.prefetch(Columns::bytes);
     fn(k, std::integral_constant<Index, Columns::depth>{}, rows);
+  }
   if (k < depth) fn(k, depth - k, rows);
 }
 
