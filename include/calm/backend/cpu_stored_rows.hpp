@@ -1,0 +1,183 @@
+// The rows of a panel of a stored weight as StoredColumns (cpu_stored_columns.hpp) reads them: words and numbers of all
+// rows at a time. The bytes lie as in the file (StoredRows), or in a copy in which the same fields of all rows lie side
+// by side, transposed once (InterleavedRows).
+#pragma once
+
+#include <calm/backend/cpu_product.hpp>
+
+#include <utility>
+
+namespace calm::inline CALM_ABI::cpu {
+
+using Floats = Vector<float>;
+using Words = Vector<std::uint32_t>;
+using Integers = Vector<std::int32_t>;
+inline constexpr Index row_lanes = lanes_of<float>;
+
+/// A vector for each part of one or two panels: a value of every row.
+template <class T, int Parts>
+struct PanelVectors {
+  Vector<T> part[Parts];
+};
+
+/// of(p) for each part.
+template <int Parts, class Of>
+[[gnu::always_inline]] inline auto each_part(const Of& of) {
+  PanelVectors<std::decay_t<decltype(of(0)[0])>, Parts> all;
+#pragma GCC unroll 4
+  for (int p = 0; p < Parts; ++p) all.part[p] = of(p);
+  return all;
+}
+
+/// A vector of the four values of the pattern in each 128 bits; from 4 on they are those of b.
+template <int... Pattern, std::size_t... I>
+[[gnu::always_inline]] inline Words shuffle_quarters(Words a, Words b, std::integer_sequence<int, Pattern...>,
+                                                     std::index_sequence<I...>) {
+  constexpr int pattern[] = {Pattern...}, beyond = static_cast<int>(row_lanes) - 4;
+  return __builtin_shufflevector(
+      a, b, (pattern[I % 4] + static_cast<int>(I / 4 * 4) + (pattern[I % 4] >= 4 ? beyond : 0))...);
+}
+template <int... Pattern>
+[[gnu::always_inline]] inline Words shuffle_quarters(Words a, Words b) {
+  return shuffle_quarters(a, b, std::integer_sequence<int, Pattern...>{},
+                          std::make_index_sequence<static_cast<std::size_t>(row_lanes)>{});
+}
+
+/// Words 0 to 3 of as many rows as a vector has lanes.
+struct FourWords {
+  Words word[4];
+};
+
+/// 16 bytes of each row, from `first` on.
+template <Index Lanes = row_lanes>
+[[gnu::always_inline]] inline FourWords transposed_words(const std::byte* first, Index row_bytes) {
+  typedef std::uint32_t Quarter __attribute__((vector_size(16)));  // NOLINT(modernize-use-using)
+  const auto quarter = [=](Index row) {
+    Quarter words;
+    std::memcpy(&words, first + row * row_bytes, sizeof(words));
+    return words;
+  };
+  const auto rows = [=](Index z) {  // rows z, z + 4, ..., a quarter each
+    if constexpr (Lanes == 4) {
+      return Words(quarter(z));
+    } else if constexpr (Lanes == 8) {
+      return Words(__builtin_shufflevector(quarter(z), quarter(z + 4), 0, 1, 2, 3, 4, 5, 6, 7));
+    } else {
+      const auto low = __builtin_shufflevector(quarter(z), quarter(z + 4), 0, 1, 2, 3, 4, 5, 6, 7);
+      const auto high = __builtin_shufflevector(quarter(z + 8), quarter(z + 12), 0, 1, 2, 3, 4, 5, 6, 7);
+      return Words(__builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    }
+  };
+  const Words a = rows(0), b = rows(1), c = rows(2), d = rows(3);
+  const Words ab = shuffle_quarters<0, 4, 1, 5>(a, b), ab_high = shuffle_quarters<2, 6, 3, 7>(a, b);
+  const Words cd = shuffle_quarters<0, 4, 1, 5>(c, d), cd_high = shuffle_quarters<2, 6, 3, 7>(c, d);
+  return {{shuffle_quarters<0, 1, 4, 5>(ab, cd), shuffle_quarters<2, 3, 6, 7>(ab, cd),
+           shuffle_quarters<0, 1, 4, 5>(ab_high, cd_high), shuffle_quarters<2, 3, 6, 7>(ab_high, cd_high)}};
+}
+
+/// Rows of a panel.
+inline constexpr Index panel_rows = 2 * row_lanes;
+
+/// 16 bytes of every row of a panel.
+struct PanelWords {
+  FourWords part[2];
+
+  /// Word t of the rows of part p.
+  [[gnu::always_inline]] Words word(int p, int t) const { return part[p].word[t]; }
+};
+
+/// of(part, word t of its rows) for each part of `rows`.
+template <class Rows, class Of>
+[[gnu::always_inline]] inline auto map_words(const auto& words, int t, const Of& of) {
+  return each_part<Rows::parts>([&](int p) { return of(p, words.word(p, t)); });
+}
+
+/// A panel of rows as they are stored, row_bytes apart.
+struct StoredRows {
+  static constexpr int parts = 2;
+  const std::byte* first;
+  Index row_bytes;
+
+  /// Bytes [place, place + 16).
+  [[gnu::always_inline]] PanelWords words(Index place) const {
+    const std::byte* at = first + place;
+    return {{transposed_words(at, row_bytes), transposed_words(at + row_lanes * row_bytes, row_bytes)}};
+  }
+  /// Bytes [place, place + sizeof(T)) as a T, 16 or 32 bits wide.
+  template <class T>
+  [[gnu::always_inline]] PanelVectors<std::uint32_t, parts> numbers(Index place) const {
+    std::uint32_t each[panel_rows];
+    for (Index i = 0; i < panel_rows; ++i) {
+      T value;
+      std::memcpy(&value, first + place + i * row_bytes, sizeof(T));
+      each[i] = value;
+    }
+    PanelVectors<std::uint32_t, parts> all;
+    std::memcpy(&all, each, sizeof(each));
+    return all;
+  }
+  /// The rows from byte `place` on.
+  [[gnu::always_inline]] StoredRows from(Index place) const { return {first + place, row_bytes}; }
+};
+
+/// Panels with the fields of all their rows side by side: what lies at byte `place` of a row begins at byte
+/// place * panel_rows of a panel, words as words() and numbers as numbers() give them. Two panels at a time keep more
+/// sums going.
+template <int Panels>
+struct InterleavedRows {
+  static constexpr int parts = 2 * Panels;
+  const std::byte* first;
+  Index panel_bytes;
+
+  struct At {
+    const std::byte* first;
+    Index panel_bytes;
+
+    /// Word t of the rows of part p.
+    [[gnu::always_inline]] Words word(int p, int t) const {
+      return *reinterpret_cast<const Words*>(first + p / 2 * panel_bytes + (p % 2 * 4 + t) * vector_bytes);
+    }
+  };
+  [[gnu::always_inline]] At words(Index place) const { return {first + place * panel_rows, panel_bytes}; }
+
+  template <class T>
+  [[gnu::always_inline]] PanelVectors<std::uint32_t, parts> numbers(Index place) const {
+    typedef T Narrow
+        __attribute__((vector_size(row_lanes * sizeof(T)), aligned(1), may_alias));  // NOLINT(modernize-use-using)
+    return each_part<parts>([&](int p) {
+      const auto* numbers = reinterpret_cast<const Narrow*>(first + p / 2 * panel_bytes + place * panel_rows);
+      return __builtin_convertvector(numbers[p % 2], Words);
+    });
+  }
+  /// Asks the memory for as many bytes of each row, some way ahead: where much is computed between two lines the
+  /// processor does not foresee them.
+  [[gnu::always_inline]] void prefetch(Index bytes) const {
+    constexpr Index ahead = 4096, cache_line = 64;
+    for (int panel = 0; panel < Panels; ++panel)
+      for (Index i = 0; i < bytes * panel_rows; i += cache_line)
+        __builtin_prefetch(first + panel * panel_bytes + ahead + i);
+  }
+  [[gnu::always_inline]] InterleavedRows from(Index place) const { return {first + place * panel_rows, panel_bytes}; }
+};
+
+/// A source that writes all that it is asked for to where InterleavedRows reads it.
+struct Interleaver {
+  static constexpr int parts = StoredRows::parts;
+  StoredRows rows;
+  std::byte* target;
+
+  PanelWords words(Index place) const {
+    const PanelWords all = rows.words(place);
+    std::memcpy(target + place * panel_rows, &all, sizeof(all));
+    return all;
+  }
+  template <class T>
+  PanelVectors<std::uint32_t, parts> numbers(Index place) const {
+    for (Index i = 0; i < panel_rows; ++i)
+      std::memcpy(target + place * panel_rows + i * static_cast<Index>(sizeof(T)),
+                  rows.first + place + i * rows.row_bytes, sizeof(T));
+    return rows.numbers<T>(place);
+  }
+};
+
+}  // namespace calm::inline CALM_ABI::cpu
