@@ -124,7 +124,7 @@ class Composition(nn.Module):
 
 
 def check_base(folder, role, base, config):
-    """Raises ValueError where a model has not the architecture or the sizes of the adapter's base."""
+    """Raises ValueError where a model has not the architecture, vocabulary, width and blocks of the adapter's base."""
     stored = dict(part.split(" ", 1) for part in base["sizes"].split(", "))
     found = {"vocabulary": config.vocab_size, "width": config.hidden_size, "blocks": config.num_hidden_layers}
     found = {name: str(value) for name, value in found.items()}

@@ -659,7 +659,7 @@ TEST_CASE("a session larger than the context of a model is refused, and so are s
     CHECK_THROWS_AS(model.anchor().make_session(ctx, 1, 8, {blocks, true}), calm::ConfigError);
 }
 
-TEST_CASE("tokens that an augment does not have are refused with its number, before anything is computed") {
+TEST_CASE("tokens that an augment does not have are refused with its number") {
   ModelSpec small = augment_spec(), brief = plain_spec();
   small.vocabulary = 20;
   brief.context = 4;

@@ -94,6 +94,33 @@ TEST_CASE("a file is written whole, in place of an old one or of none") {
   CHECK(read(path).empty());
 }
 
+TEST_CASE("files that belong together are both replaced or neither, whichever call fails before the second name") {
+  const auto write_both = [](const Folder& folder, int at, int* calls) {
+    calm::AtomicFile<FaultyFiles> first(folder.path / "a", {FaultyFiles::fails, at, calls}),
+        second(folder.path / "b", {FaultyFiles::fails, at, calls});
+    first.write(new_text);
+    second.write(new_text);
+    calm::commit_together(first, second);
+  };
+  int all = 0;
+  {
+    const Folder folder;
+    write_both(folder, -1, &all);
+    CHECK(read(folder.path / "a") == new_text);
+    CHECK(read(folder.path / "b") == new_text);
+  }
+  for (int at = 1; at <= all; ++at) {
+    CAPTURE(at);
+    const Folder folder;
+    for (const char* name : {"a", "b"}) calm::write_file_atomically(folder.path / name, old_text);
+    int calls = 0;
+    CHECK_THROWS_AS(write_both(folder, at, &calls), calm::IoError);
+    const bool second_name = at == all - 2;  // its rename, and the two folders behind it, are the last calls
+    CHECK((read(folder.path / "a") == read(folder.path / "b")) == !second_name);
+    CHECK(folder.files() == 2);
+  }
+}
+
 TEST_CASE("a call that fails, whichever, leaves the old file and no temporary") {
   const int calls = calls_of_writing();
   for (int at = 1; at <= calls; ++at) {

@@ -377,9 +377,9 @@ TEST_CASE("a batch is a function of seed and step") {
 }
 
 #if defined(__FMA__) && __GNUC__ == 12
-TEST_CASE("a base model in training has the same bits on every machine that multiplies and adds at once") {
+TEST_CASE("a base model in training has the same bits with AVX2 and with AVX-512") {
   // Else `demo.sh --from-scratch` would not give the shipped files again. Another compiler, and another optimisation
-  // than that of the tests, rounds some expressions elsewhere.
+  // than that of the tests, rounds some expressions elsewhere; so might another C library.
   const auto hash_after_steps = [](key_value::Course course) {
     course.plan.steps = 3;
     course.plan.warmup = 1;

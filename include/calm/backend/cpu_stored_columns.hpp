@@ -20,7 +20,7 @@ template <int Offset = 0>
 [[gnu::always_inline]] inline Floats floats_of_nibbles(Words word, unsigned shift) {
 #if defined(__AVX512F__)
   constexpr float o = Offset;  // a look into sixteen values, which heeds four bits alone
-  constexpr Floats values{-o,    1 - o, 2 - o,  3 - o,  4 - o,  5 - o,  6 - o,  7 - o,
+  constexpr Floats values{0 - o, 1 - o, 2 - o,  3 - o,  4 - o,  5 - o,  6 - o,  7 - o,
                           8 - o, 9 - o, 10 - o, 11 - o, 12 - o, 13 - o, 14 - o, 15 - o};
   return reinterpret_cast<Floats>(
       _mm512_permutexvar_ps(reinterpret_cast<__m512i>(word >> shift), reinterpret_cast<__m512>(values)));

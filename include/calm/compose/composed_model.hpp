@@ -116,23 +116,11 @@ class ComposedModel {
     batch.check();
     anchor_->prepare_augments(ctx, batch, states.anchor);
     if (states.tapped.empty()) states.tapped = links_.empty_taps();
-    states.offsets.assign(batch.offsets.begin(), batch.offsets.end());
+    states.offsets.clear();  // until all is there, they serve no batch
     states.aligned.resize(augments_.size());
     for (AlignedBatch& aligned : states.aligned) aligned.clear();
-    if (!states.augments) return;
-    augments_.for_each(states.inner, [&](std::size_t i, const auto& augment, auto& inner) {
-      AlignedBatch& aligned = states.aligned[i];
-      for (Index s = 0; s < batch.sequences(); ++s) {
-        AlignmentState start;
-        aligned.append(*aligners_[i], start, ids_of(batch, s), batch.prompt_length(s));
-      }
-      check_augment(i, augment, aligned);
-      const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
-      const TokenBatch tokens{aligned.ids, aligned.offsets, aligned.prompt_lengths, {}};
-      augment.prepare_augments(ctx, tokens, inner);
-      View x = augment.embed(ctx, tokens);
-      augment.run(ctx, tokens, inner, x, 0, states.tapped[i].depth(), nullptr, LayerTap<Scalar>(states.tapped[i]));
-    });
+    if (states.augments) read_augments(ctx, batch, states);
+    states.offsets.assign(batch.offsets.begin(), batch.offsets.end());
   }
 
   [[gnu::cold]] void prepare(auto& ctx, const TokenBatch& batch, States& states) const {
@@ -300,6 +288,22 @@ class ComposedModel {
     }
     void after_block_backward(auto&, Index, View) const {}
   };
+
+  [[gnu::cold]] void read_augments(auto& ctx, const TokenBatch& batch, States& states) const {
+    augments_.for_each(states.inner, [&](std::size_t i, const auto& augment, auto& inner) {
+      AlignedBatch& aligned = states.aligned[i];
+      for (Index s = 0; s < batch.sequences(); ++s) {
+        AlignmentState start;
+        aligned.append(*aligners_[i], start, ids_of(batch, s), batch.prompt_length(s));
+      }
+      check_augment(i, augment, aligned);
+      const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
+      const TokenBatch tokens{aligned.ids, aligned.offsets, aligned.prompt_lengths, {}};
+      augment.prepare_augments(ctx, tokens, inner);
+      View x = augment.embed(ctx, tokens);
+      augment.run(ctx, tokens, inner, x, 0, states.tapped[i].depth(), nullptr, LayerTap<Scalar>(states.tapped[i]));
+    });
+  }
 
   std::vector<ModelSpec> augment_specs() const {
     std::vector<ModelSpec> specs;

@@ -93,13 +93,23 @@ class AtomicFile {
     if (file_ < 0) return;
     check(system_.sync(file_), ": writing failed: ");
     check(system_.close(std::exchange(file_, -1)), ": writing failed: ");
+    finished_ = true;
   }
 
   /// Brings the bytes to the disk and gives them their name.
   void commit() {
+    put_in_place();
+    sync_folder();
+  }
+
+  /// The two halves of commit(): the name, and the folder that holds it on the disk.
+  void put_in_place() {
     finish();
+    require<IoError>(finished_, path_.string(), ": its writing has failed before; it cannot be put in its place");
     check(system_.rename(temporary_.c_str(), path_.c_str()), ": cannot be put in its place: ");
     temporary_.clear();
+  }
+  void sync_folder() {
     const std::filesystem::path folder = path_.has_parent_path() ? path_.parent_path() : std::filesystem::path(".");
     const int synced = system_.sync_folder(folder.c_str());
     require<IoError>(synced == 0, path_.string(),
@@ -139,14 +149,16 @@ class AtomicFile {
   std::filesystem::path path_, temporary_;
   System system_;
   int file_ = -1;
+  bool finished_ = false;
   Index size_ = 0;
 };
 
-/// Gives files that belong together their names only when the disk holds all of them. A kill between the names leaves
-/// the first new and the rest old, so that each should say what it belongs to.
+/// Gives files that belong together their names only when the disk holds all of them. A kill between the names, or a
+/// rename that is refused, leaves the first new and the rest old.
 void commit_together(auto&... files) {
   (files.finish(), ...);
-  (files.commit(), ...);
+  (files.put_in_place(), ...);
+  (files.sync_folder(), ...);
 }
 
 /// Writes the file at `path`: `produce(file)` calls file.write(...) as often as it likes. An exception, of the system

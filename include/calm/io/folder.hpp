@@ -9,10 +9,12 @@
 
 namespace calm::inline CALM_ABI {
 
-/// Whether something has this name; what may not be looked at is taken as missing, and opening it says why.
+/// Whether something has this name. Throws IoError where that cannot be looked at.
 inline bool is_there(const std::filesystem::path& path) {
-  std::error_code ignored;
-  return std::filesystem::exists(path, ignored);
+  std::error_code error;
+  const auto status = std::filesystem::status(path, error);
+  require<IoError>(std::filesystem::status_known(status), path.string(), ": cannot be looked at: ", error.message());
+  return std::filesystem::exists(status);
 }
 inline bool is_folder(const std::filesystem::path& path) {
   std::error_code ignored;

@@ -1,6 +1,7 @@
 // A whole model as a Hugging Face folder: config.json and model.safetensors, which transformers opens too.
 #pragma once
 
+#include <calm/compose/alignment.hpp>
 #include <calm/io/config_json.hpp>
 #include <calm/io/content_hash.hpp>
 #include <calm/io/folder.hpp>
@@ -99,6 +100,8 @@ BaseDescription describe(const Model& model, const std::string& tokenizer = "") 
     result.architecture = "calm over " + result.architecture;
     const auto& options = model.options();
     for (const auto& link : model.links()) hashes += message(' ', link.augment, ':', link.tap, '>', link.write);
+    for (const auto& aligner : model.aligners())
+      hashes += dynamic_cast<const IdentityAligner*>(aligner.get()) ? " as they are" : " aligned";
     hashes += message(" heads ", options.heads, ", norms ", options.norms, ", gate ", static_cast<int>(options.gate),
                       ", rotary ", options.rotary);
     result.sizes += message(", links ", model.links().size(), ", augments ", Model::augment_count);

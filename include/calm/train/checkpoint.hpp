@@ -151,16 +151,15 @@ void run_training(Trainer<Model, Ctx>& trainer, const std::function<std::vector<
     if (keeps && due(options.checkpoint_every)) save_checkpoint(trainer, last, best_loss, options.fingerprint);
     if (report) report(done);
   }
+  if (validate && !best_weights.empty()) {
+    std::size_t i = 0;
+    for_each_parameter(trainer.model(), [&](const std::string&, auto& p) { p.value = best_weights[i++]; });
+  } else if (validate && keeps && std::isfinite(best_loss)) {  // this run's own, from before it was killed
+    load_parameters(trainer.model(), SafetensorsFile(best));
+  }
   const std::string bad = find_not_finite(trainer.model());  // what the last update did, no step has met
   require<NumericError>(bad.empty(), "after training step ", trainer.step_count(), " a weight of ", bad,
                         ". A lower learning rate may help.");
-  if (!validate) return;
-  if (!best_weights.empty()) {
-    std::size_t i = 0;
-    for_each_parameter(trainer.model(), [&](const std::string&, auto& p) { p.value = best_weights[i++]; });
-  } else if (keeps && std::isfinite(best_loss)) {  // this run's own, from before it was killed
-    load_parameters(trainer.model(), SafetensorsFile(best));
-  }
 }
 
 /// The same over a dataset: `accumulate` batches a step, epoch after epoch. States are kept for later epochs until
