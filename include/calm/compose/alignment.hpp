@@ -57,6 +57,9 @@ class IdentityAligner final : public Aligner {
   Index augment_minimum(Index anchor_tokens) const override { return anchor_tokens; }
 };
 
+/// Whether an augment reads the anchor's tokens as they are.
+inline bool is_identity(const Aligner& aligner) { return dynamic_cast<const IdentityAligner*>(&aligner) != nullptr; }
+
 /// The aligned tokens of a batch. Vectors keep their memory from one batch to the next.
 struct AlignedBatch {
   std::vector<TokenId> ids;

@@ -141,7 +141,7 @@ template <class Composed>
 void save_adapter(const Composed& model, const std::filesystem::path& folder, const std::vector<BaseDescription>& bases,
                   const std::string& alignment = "") {
   for (const auto& aligner : model.aligners())
-    require<ConfigError>(alignment == "bytes" || dynamic_cast<const IdentityAligner*>(aligner.get()), folder.string(),
+    require<ConfigError>(alignment == "bytes" || is_identity(*aligner), folder.string(),
                          ": an augment of this model does not read the anchor's tokens as they are; name the alignment "
                          "(\"bytes\"), or keep the weights alone with save_adapter_weights");
   const AdapterConfig config{model.options(), model.links(), bases, alignment};

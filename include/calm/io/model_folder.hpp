@@ -100,8 +100,7 @@ BaseDescription describe(const Model& model, const std::string& tokenizer = "") 
     result.architecture = "calm over " + result.architecture;
     const auto& options = model.options();
     for (const auto& link : model.links()) hashes += message(' ', link.augment, ':', link.tap, '>', link.write);
-    for (const auto& aligner : model.aligners())
-      hashes += dynamic_cast<const IdentityAligner*>(aligner.get()) ? " as they are" : " aligned";
+    for (const auto& aligner : model.aligners()) hashes += is_identity(*aligner) ? " as they are" : " aligned";
     hashes += message(" heads ", options.heads, ", norms ", options.norms, ", gate ", static_cast<int>(options.gate),
                       ", rotary ", options.rotary);
     result.sizes += message(", links ", model.links().size(), ", augments ", Model::augment_count);

@@ -39,13 +39,19 @@ void load_parameters(Model& model, const SafetensorsFile& file, const std::strin
   });
 }
 
+/// Throws NumericError, with `consequence` in its message, where a weight is not finite.
+template <class Model, class Ctx>
+void check_weights(Trainer<Model, Ctx>& trainer, const std::string& consequence = "") {
+  const std::string bad = find_not_finite(trainer.model());
+  require<NumericError>(bad.empty(), "after training step ", trainer.step_count(), " a weight of ", bad, consequence,
+                        ". A lower learning rate may help.");
+}
+
 /// Throws NumericError, leaving the file that is there as it is, where a weight is not finite.
 template <class Model, class Ctx>
 void save_checkpoint(Trainer<Model, Ctx>& trainer, const std::filesystem::path& path, double best_loss,
                      const std::string& fingerprint) {
-  const std::string bad = find_not_finite(trainer.model());
-  require<NumericError>(bad.empty(), "after training step ", trainer.step_count(), " a weight of ", bad, "; ",
-                        path.string(), " stays as it was. A lower learning rate may help.");
+  check_weights(trainer, message("; ", path.string(), " stays as it was"));
   SafetensorsWriter writer;
   for_each_parameter(trainer.model(), [&](const std::string& name, auto& parameter) {
     writer.add(name, parameter.shape(), std::as_const(parameter.value).values());
@@ -157,9 +163,7 @@ void run_training(Trainer<Model, Ctx>& trainer, const std::function<std::vector<
   } else if (validate && keeps && std::isfinite(best_loss)) {  // this run's own, from before it was killed
     load_parameters(trainer.model(), SafetensorsFile(best));
   }
-  const std::string bad = find_not_finite(trainer.model());  // what the last update did, no step has met
-  require<NumericError>(bad.empty(), "after training step ", trainer.step_count(), " a weight of ", bad,
-                        ". A lower learning rate may help.");
+  check_weights(trainer);  // what the last update did, no step has met
 }
 
 /// The same over a dataset: `accumulate` batches a step, epoch after epoch. States are kept for later epochs until
