@@ -9,6 +9,7 @@
 #include <calm/model/random_weights.hpp>
 #include <calm/model/transformer.hpp>
 #include <calm/model/zoo/llama.hpp>
+#include <calm/train/muon.hpp>
 
 namespace knowledge {
 
@@ -254,7 +255,7 @@ inline BasePointer teach(Ctx& ctx, const std::string& name, const SpecialistStar
                                       .steps = lessons.steps(),
                                       .final_fraction = 0.02};
   const auto run = [&]<class Model>(Model& model, const auto& convert) {
-    cost = examples::train<Model>(ctx, model, name, schedule, {}, [&](Index step) {
+    cost = examples::train<Model, calm::Muon<float>>(ctx, model, name, schedule, {}, [&](Index step) {
       std::vector<calm::Example> examples = lessons.at_step(step);
       for (calm::Example& lesson : examples) lesson = convert(std::move(lesson));
       batch = calm::PackedBatch(examples);

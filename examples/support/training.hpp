@@ -26,16 +26,16 @@ using Batches = std::function<std::vector<calm::TrainingBatch<Model>>(Index)>;
 
 /// Runs the schedule; `watch(step, loss)` is called after each step and its time is not counted. `max_shares` is that
 /// of calm::Trainer.
-template <class Model>
+template <class Model, class Optimizer = calm::AdamW<float>>
 TrainingCost train(Ctx& ctx, Model& model, const std::string& name, const calm::CosineSchedule& schedule,
-                   const calm::AdamWOptions& options, const Batches<Model>& batches,
+                   const typename Optimizer::Options& options, const Batches<Model>& batches,
                    const std::function<void(Index, double)>& watch = {}, Index max_shares = calm::usual_shares) {
-  calm::Trainer<Model, Ctx> trainer(ctx, model, schedule, options, max_shares);
+  calm::Trainer<Model, Ctx, Optimizer> trainer(ctx, model, schedule, options, max_shares);
   calm::Progress progress(name, schedule.steps);
   TrainingCost cost{calm::count_parameters(model)};
   const auto start = std::chrono::steady_clock::now();
   double watching = 0, loss = 0;
-  calm::run_training<Model, Ctx>(trainer, batches, {}, {}, [&](const calm::StepReport& report) {
+  calm::run_training(trainer, batches, {}, {}, [&](const calm::StepReport& report) {
     cost.tokens += static_cast<double>(report.result.tokens);
     loss = report.step == 1 ? report.result.loss : 0.95 * loss + 0.05 * report.result.loss;
     cost.seconds = seconds_since(start) - watching;

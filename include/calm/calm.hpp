@@ -11,3 +11,4 @@
 #include <calm/io/adapter.hpp>
 #include <calm/io/gguf.hpp>
 #include <calm/train/checkpoint.hpp>
+#include <calm/train/muon.hpp>

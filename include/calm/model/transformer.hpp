@@ -84,6 +84,8 @@ class Transformer {
     if constexpr (Architecture::learned_positions)
       positions_.emplace("model.embed_positions", spec.context, spec.width, source);
     if (!spec.tied_embeddings) lm_head_.emplace("lm_head", spec.vocabulary, spec.width, source);
+    if constexpr (OutputMap::trainable)
+      if (lm_head_) lm_head_->mark_as_table();
   }
 
   const ModelSpec& spec() const { return spec_; }

@@ -21,7 +21,9 @@ class Embedding {
   static constexpr bool trainable = Weights::trainable;
 
   Embedding(const std::string& name, Index vocabulary, Index width, WeightSource auto&& source)
-      : table_(name, vocabulary, width, source) {}
+      : table_(name, vocabulary, width, source) {
+    if constexpr (trainable) table_.mark_as_table();
+  }
 
   [[gnu::cold]] void forward(auto& ctx, std::span<const TokenId> ids, MatrixView<Scalar> y) const {
     check_ids(ids, table_.out());

@@ -65,6 +65,7 @@ class Linear<Trainable, Scalar> {
   Index out() const { return weight_.value.rows(); }
   Index in() const { return weight_.value.cols(); }
   const Parameter<Scalar>& weight() const { return weight_; }
+  void mark_as_table() { weight_.table = true; }
 
   static void visit(auto& self, const std::string& prefix, auto&& fn) { fn(prefix + ".weight", self.weight_); }
 

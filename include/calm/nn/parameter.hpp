@@ -20,6 +20,7 @@ struct Parameter {
   Matrix<Scalar> value;
   bool decay = true;  // whether weight decay applies: to matrices, not to norms and gates
   Index offset = -1;
+  bool table = false;  // whether its rows belong to tokens: of an embedding, an output head
 
   /// As files hold it: norms and gates are vectors, all else matrices [out, in].
   std::vector<Index> shape() const {

@@ -40,16 +40,16 @@ void load_parameters(Model& model, const SafetensorsFile& file, const std::strin
 }
 
 /// Throws NumericError, with `consequence` in its message, where a weight is not finite.
-template <class Model, class Ctx>
-void check_weights(Trainer<Model, Ctx>& trainer, const std::string& consequence = "") {
+template <class Model, class... Parts>
+void check_weights(Trainer<Model, Parts...>& trainer, const std::string& consequence = "") {
   const std::string bad = find_not_finite(trainer.model());
   require<NumericError>(bad.empty(), "after training step ", trainer.step_count(), " a weight of ", bad, consequence,
                         ". A lower learning rate may help.");
 }
 
 /// Throws NumericError, leaving the file that is there as it is, where a weight is not finite.
-template <class Model, class Ctx>
-void save_checkpoint(Trainer<Model, Ctx>& trainer, const std::filesystem::path& path, double best_loss,
+template <class Model, class... Parts>
+void save_checkpoint(Trainer<Model, Parts...>& trainer, const std::filesystem::path& path, double best_loss,
                      const std::string& fingerprint) {
   check_weights(trainer, message("; ", path.string(), " stays as it was"));
   SafetensorsWriter writer;
@@ -58,6 +58,7 @@ void save_checkpoint(Trainer<Model, Ctx>& trainer, const std::filesystem::path& 
   });
   writer.add("optimizer.first_moment", trainer.optimizer().first_moment());
   writer.add("optimizer.second_moment", trainer.optimizer().second_moment());
+  writer.set_metadata("optimizer", std::string(trainer.optimizer_name));
   writer.set_metadata("step", std::to_string(trainer.step_count()));
   Matrix<double> best(1, 1);
   best(0, 0) = best_loss;
@@ -68,8 +69,8 @@ void save_checkpoint(Trainer<Model, Ctx>& trainer, const std::filesystem::path& 
 
 /// Restores a trainer and returns the best validation loss so far. Throws FormatError where the file is of another run
 /// or damaged, and then leaves the trainer as it was.
-template <class Model, class Ctx>
-double load_checkpoint(Trainer<Model, Ctx>& trainer, const std::filesystem::path& path,
+template <class Model, class... Parts>
+double load_checkpoint(Trainer<Model, Parts...>& trainer, const std::filesystem::path& path,
                        const std::string& fingerprint) {
   const SafetensorsFile file(path);
   const auto value = [&](const char* key) {
@@ -81,6 +82,11 @@ double load_checkpoint(Trainer<Model, Ctx>& trainer, const std::filesystem::path
   require<FormatError>(value("fingerprint") == fingerprint, path.string(),
                        ": the checkpoint belongs to a run with other options (", value("fingerprint"),
                        "), this run has (", fingerprint, "); use another folder or start anew");
+  const auto optimizer_name = file.metadata().find("optimizer");
+  require<FormatError>(optimizer_name == file.metadata().end() || optimizer_name->second == trainer.optimizer_name,
+                       path.string(), ": the checkpoint's moments are of ",
+                       optimizer_name == file.metadata().end() ? "" : optimizer_name->second, ", this run trains with ",
+                       trainer.optimizer_name, "; use another folder or start anew");
   const std::string step_text = value("step");
   Index step = -1;
   const auto [end, error] = std::from_chars(step_text.data(), step_text.data() + step_text.size(), step);
@@ -124,9 +130,10 @@ struct StepReport {
 /// validation loss (may be empty), report(StepReport) is called after each step. With validation the model ends with
 /// the weights of the best loss. A NumericError, also for a validation loss that is not finite, leaves the last good
 /// checkpoint in place.
-template <class Model, class Ctx>
-void run_training(Trainer<Model, Ctx>& trainer, const std::function<std::vector<TrainingBatch<Model>>(Index)>& batches,
-                  const RunOptions& options, const std::function<double()>& validate = {},
+template <class Model, class... Parts>
+void run_training(Trainer<Model, Parts...>& trainer,
+                  const std::function<std::vector<TrainingBatch<Model>>(Index)>& batches, const RunOptions& options,
+                  const std::function<double()>& validate = {},
                   const std::function<void(const StepReport&)>& report = {}) {
   const auto last = options.folder / "last.safetensors", best = options.folder / "best.safetensors";
   const bool keeps = !options.folder.empty();

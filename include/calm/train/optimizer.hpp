@@ -5,6 +5,7 @@
 #include <calm/nn/parameter.hpp>
 
 #include <limits>
+#include <string_view>
 
 namespace calm::inline CALM_ABI {
 
@@ -13,18 +14,18 @@ struct AdamWOptions {
   double weight_decay = 0.01;  // of matrices; norms and gates do not decay
   double clip_norm = 1;        // 0: no clipping
 
-  /// Throws ConfigError where a number makes no sense.
-  void check() const {
-    const auto between = [](const char* name, double value, double below) {
-      require<ConfigError>(value >= 0 && value < below, "AdamWOptions: ", name, " is ", value,
+  /// Throws ConfigError where a number makes no sense; an optimizer that uses this one says its own names.
+  void check(const char* options = "AdamWOptions", const char* first = "beta1") const {
+    const auto between = [&](const char* name, double value, double below) {
+      require<ConfigError>(value >= 0 && value < below, options, ": ", name, " is ", value,
                            ", expected a number of at least 0 and below ", below);
     };
-    between("beta1", beta1, 1);
+    between(first, beta1, 1);
     between("beta2", beta2, 1);
     constexpr double infinity = std::numeric_limits<double>::infinity();
     between("weight_decay", weight_decay, infinity);
     between("clip_norm", clip_norm, infinity);
-    require<ConfigError>(epsilon > 0 && epsilon < infinity, "AdamWOptions: epsilon is ", epsilon,
+    require<ConfigError>(epsilon > 0 && epsilon < infinity, options, ": epsilon is ", epsilon,
                          ", expected a number above 0");
   }
 };
@@ -32,28 +33,40 @@ struct AdamWOptions {
 template <class Scalar>
 class AdamW {
  public:
+  using Options = AdamWOptions;
+  static constexpr std::string_view name = "AdamW";
+
   AdamW(Index parameters, const AdamWOptions& options)
       : options_(options), first_(1, parameters), second_(1, parameters) {}
 
   /// One update of the parameters from their gradients, which have the given norm; `step` counts from 1.
   void update(auto& ctx, const Gradients<Scalar>& grads, double norm, double learning_rate, Index step) {
-    const double scale = options_.clip_norm > 0 && norm > options_.clip_norm ? options_.clip_norm / norm : 1;
-    for (Parameter<Scalar>* parameter : grads.parameters()) {
-      const auto range = [&](auto values) {
-        return values.subspan(static_cast<std::size_t>(parameter->offset),
-                              static_cast<std::size_t>(parameter->value.size()));
-      };
-      ctx.backend.adamw(parameter->value.values(), range(grads.values()), range(first_.values()),
-                        range(second_.values()),
-                        AdamWStep{learning_rate, options_.beta1, options_.beta2, options_.epsilon,
-                                  parameter->decay ? options_.weight_decay : 0, step},
-                        &scale);
-    }
+    const double scale = clipping_scale(norm);
+    for (Parameter<Scalar>* parameter : grads.parameters())
+      update_parameter(ctx, *parameter, grads, scale, learning_rate, step);
   }
 
   Matrix<Scalar>& first_moment() { return first_; }
   Matrix<Scalar>& second_moment() { return second_; }
   const AdamWOptions& options() const { return options_; }
+
+ protected:
+  /// What gradients of this norm are multiplied with.
+  double clipping_scale(double norm) const {
+    return options_.clip_norm > 0 && norm > options_.clip_norm ? options_.clip_norm / norm : 1;
+  }
+
+  void update_parameter(auto& ctx, Parameter<Scalar>& parameter, const Gradients<Scalar>& grads, double scale,
+                        double learning_rate, Index step) {
+    const auto range = [&](auto values) {
+      return values.subspan(static_cast<std::size_t>(parameter.offset),
+                            static_cast<std::size_t>(parameter.value.size()));
+    };
+    ctx.backend.adamw(parameter.value.values(), range(grads.values()), range(first_.values()), range(second_.values()),
+                      AdamWStep{learning_rate, options_.beta1, options_.beta2, options_.epsilon,
+                                parameter.decay ? options_.weight_decay : 0, step},
+                      &scale);
+  }
 
  private:
   AdamWOptions options_;
