@@ -31,7 +31,7 @@ Options parse_arguments(int argc, char** argv) {
   Options o;
   CLI::App app{
       "Knowledge: a frozen language model answers from a small specialist.\n\n"
-      "  knowledge                              a directory of 2,000 entities: the main rows\n"
+      "  knowledge                              a directory of 5,000 entities: the main rows\n"
       "  knowledge --quick                      of 800 entities\n"
       "  knowledge --full                       all rows\n"
       "  knowledge --real                       countries, currencies and scripts with the numbers and codes they "
@@ -53,7 +53,7 @@ Options parse_arguments(int argc, char** argv) {
   app.add_flag("--full", o.full, "all rows");
   app.add_flag("--tuned", o.tuned, "rows of the anchor tuned, by LoRA and in full; part of --full");
   app.add_flag("--real", o.real, "facts of iso-codes, which the anchor may know or guess");
-  app.add_option("--entities", o.entities, "in the directory; 0: 2,000, 800 with --quick");
+  app.add_option("--entities", o.entities, "in the directory; 0: 5,000, 800 with --quick");
   app.add_option("--letters", o.letters, "that codes are made of; 0: 26, 10 with --quick")->check(CLI::Range(0, 26));
   app.add_option("--lessons", o.specialist.epochs, "of the specialist about each fact")->capture_default_str();
   app.add_option("--width", o.specialist.width, "of the specialist")->capture_default_str();
@@ -63,7 +63,9 @@ Options parse_arguments(int argc, char** argv) {
                  "questions of each kind about each seen entity for the bridges; 0: fewer where more are seen");
   app.add_option("--epochs", o.epochs, "how often the bridges go through them")->capture_default_str();
   app.add_option("--own-words", o.own_words, "texts that the anchor writes for the bridges; 0: 512, 256 with --quick");
-  app.add_option("--changes", o.changes, "entities whose facts change for the swap")->capture_default_str();
+  app.add_option("--changes", o.changes, "entities whose facts change for the swap")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
   app.add_option("--items", o.items, "questions a column; 0: 200, 100 with --quick");
   app.add_option("--seed", o.seed, "of the directory, the specialist, the bridges and the questions")
       ->capture_default_str();
@@ -77,7 +79,7 @@ Options parse_arguments(int argc, char** argv) {
     const int status = app.exit(error);
     std::exit(status == 0 ? 0 : 2);
   }
-  if (o.entities == 0) o.entities = o.quick ? 800 : 2000;
+  if (o.entities == 0) o.entities = o.quick ? 800 : 5000;
   if (o.letters == 0) o.letters = o.quick ? 10 : 26;
   if (o.items == 0) o.items = o.quick ? 100 : 200;
   if (o.variants == 0) o.variants = std::clamp<Index>(4000 / o.entities, 1, 3);
@@ -151,9 +153,17 @@ BridgePlan bridge_plan(const Options& o) {
   return {.links = calm::parse_links(o.links, "--links"), .epochs = o.epochs, .seed = o.seed};
 }
 
+/// As a shell reads it back.
+std::string quoted(const std::string& text) {
+  std::string result = "'";
+  for (const char c : text) result += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return result + "'";
+}
+
 std::string how_to_ask(const Options& o, const std::string& prompt) {
-  return "Ask it:\n  calm generate --anchor " + o.anchor.string() + " --augment " + (o.out / "specialist").string() +
-         " --adapter " + (o.out / "adapter").string() + " --prompt '" + prompt + "'\n";
+  return "Ask it:\n  calm generate --anchor " + quoted(o.anchor.string()) + " --augment " +
+         quoted((o.out / "specialist").string()) + " --adapter " + quoted((o.out / "adapter").string()) + " --prompt " +
+         quoted(prompt) + "\n";
 }
 
 /// The fact, one time in three behind a line of random words.
@@ -169,7 +179,8 @@ void learn_facts(const Options& o) {
   const Anchor anchor = open_anchor(o.anchor);
   std::vector<TextExample> facts = calm::read_text_examples(o.facts);
   for (TextExample& fact : facts)
-    if (!fact.completion.starts_with(' ') && !fact.prompt.ends_with('\n')) fact.completion.insert(0, " ");
+    if (!fact.completion.starts_with(' ') && !fact.prompt.ends_with('\n') && !fact.prompt.ends_with(' '))
+      fact.completion.insert(0, " ");
   const std::vector<std::string> words = words_of(*anchor.tokenizer);
   Specialist specialist = without_model(o, anchor, o.out / "specialist");
   const Curriculum curriculum{static_cast<Index>(facts.size()),

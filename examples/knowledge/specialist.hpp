@@ -28,7 +28,7 @@ using TrainedBase = calm::Transformer<calm::zoo::Llama, calm::Trainable>;
 
 struct SpecialistPlan {
   Index width = 128, blocks = 4, heads = 4, hidden = 512;
-  Index epochs = 60, batch = 64;  // lessons a step
+  Index epochs = 40, batch = 64;  // lessons a step
   double growing = 0.4;           // the part of the lessons in which the facts become more
   double learning_rate = 3e-3, embedding_deviation = 0.15;
   std::uint64_t seed = 1;

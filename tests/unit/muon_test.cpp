@@ -166,7 +166,8 @@ TEST_CASE("the backends agree, and the bits do not depend on the number of threa
   const auto plain = trained(reference, 1), first = trained(one, 1);
   for (const auto& weight : first) {
     CAPTURE(weight.first);
-    CHECK(relative_difference(weight.second, plain.at(weight.first)) < 1e-3);  // both optimizers magnify small gradients
+    CHECK(relative_difference(weight.second, plain.at(weight.first)) <
+          1e-3);  // both optimizers magnify small gradients
   }
 }
 
