@@ -268,6 +268,26 @@ TEST_CASE("a GGUF vocabulary of GPT-2 is the tokenizer of the same tokenizer.jso
   CHECK(ids_of(calm::make_tokenizer(file, "m.gguf").encode("11 lo")) == Ids{9, 6});
 }
 
+TEST_CASE("a GGUF file that does not say whether to add BOS has it as llama.cpp does, by the pre-tokenizer") {
+  calm::GgufVocabulary file;
+  file.model = "gpt2";
+  file.tokens = {"l", "o", "lo", "<begin>"};
+  file.token_types = {1, 1, 1, 3};
+  file.merges = {"l o"};
+  file.bos = 3;
+  const auto ids = [&](const std::string& pre) {
+    file.pre = pre;
+    return ids_of(calm::make_tokenizer(file, "m.gguf").encode("lo"));
+  };
+  for (const std::string pre : {"llama-bpe", "llama3", "llama-v3"}) CHECK(ids(pre) == Ids{3, 2});
+  for (const std::string pre : {"gpt-2", "smollm", "starcoder", "command-r", "qwen2", "default"})
+    CHECK(ids(pre) == Ids{2});
+  file.add_bos = false;
+  CHECK(ids("llama-bpe") == Ids{2});
+  file.add_bos = true;
+  CHECK(ids("smollm") == Ids{3, 2});
+}
+
 TEST_CASE("a GGUF vocabulary that fits nothing is refused with the reason") {
   const auto refused = [](auto change) {
     calm::GgufVocabulary file = small_gguf();

@@ -59,12 +59,17 @@ struct GgufVocabulary {
   std::vector<std::int32_t> token_types;  // 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte
   TextList merges;                        // "a b"
   std::optional<TokenId> bos, eos, unknown, pad;
-  std::optional<bool> add_bos, add_eos, add_space_prefix;  // absent: as the model has it; gpt2 never has the last
+  // Absent: as llama.cpp has it. BOS is added for llama and for the pre-tokenizers of Llama 3, EOS never, and a space
+  // is put before the text for llama; gpt2 never has the last.
+  std::optional<bool> add_bos, add_eos, add_space_prefix;
   std::string chat_template;
 
   // Together with Vocabulary::most_ids these bound the memory. Gemma 3, the largest, has 515,000 and 6,400.
   static constexpr Index most_merges = Index{1} << 21, most_added_tokens = Index{1} << 16;
 };
+
+/// The names of Llama 3's pre-tokenizer; llama.cpp takes whole tokens first with it, and adds BOS.
+inline bool is_llama3(std::string_view pre) { return pre == "llama-bpe" || pre == "llama3" || pre == "llama-v3"; }
 
 /// The patterns at which llama.cpp cuts a text, one after the other. Throws FormatError for a name that is not known.
 inline std::vector<std::string_view> gguf_patterns(std::string_view pre, const std::string& where) {
@@ -75,7 +80,7 @@ inline std::vector<std::string_view> gguf_patterns(std::string_view pre, const s
   if (pre == "gpt-2") return {gpt2_pattern};
   if (pre == "smollm" || pre == "starcoder" || pre == "command-r") return {R"(\p{N})", gpt2_pattern};
   if (pre == "qwen2") return {digits_1};
-  if (pre == "llama-bpe" || pre == "llama3" || pre == "llama-v3") return {digits_3};
+  if (is_llama3(pre)) return {digits_3};
   if (pre == "default") return {R"([\p{P}\$\+<=>\^~\|]+)", gpt2_pattern, R"(\p{N}+)", "[0-9][0-9][0-9]"};
   throw FormatError(
       message(where, ": the pre-tokenizer ", in_quotes(pre),
@@ -154,7 +159,7 @@ class GgufVocabularyReader {
   void read_gpt2() {
     for (const std::string_view pattern : gguf_patterns(file_.pre, where_))
       parts_.pre_tokenizer.add(SplitAtMatches{Regex(pattern, where_), SplitBehavior::isolated, false});
-    parts_.bpe.ignore_merges = file_.pre == "llama-bpe" || file_.pre == "llama3" || file_.pre == "llama-v3";
+    parts_.bpe.ignore_merges = is_llama3(file_.pre);
     std::string left, right;
     parts_.merges.reserve(file_.merges.size());
     for (std::size_t i = 0; i < file_.merges.size(); ++i) {
@@ -237,7 +242,8 @@ class GgufVocabularyReader {
     parts_.unknown = check(file_.unknown, "unknown");
     if (!parts_.bpe.byte_level && parts_.bpe.unknown == Vocabulary::none)
       parts_.bpe.unknown = parts_.unknown.value_or(Vocabulary::none);
-    if (file_.add_bos.value_or(!parts_.bpe.byte_level) && parts_.bos) parts_.prefix.push_back(*parts_.bos);
+    if (file_.add_bos.value_or(!parts_.bpe.byte_level || is_llama3(file_.pre)) && parts_.bos)
+      parts_.prefix.push_back(*parts_.bos);
     if (file_.add_eos.value_or(false) && parts_.eos) parts_.suffix.push_back(*parts_.eos);
     parts_.chat_template = file_.chat_template;
   }
