@@ -106,6 +106,23 @@ TEST_CASE("added tokens are found in the text, special ones only where they are 
   CHECK_FALSE(tokenizer.is_special(-1));
 }
 
+TEST_CASE("white space that an added token has taken may be an added token itself, as in tokenizers") {
+  const std::string added = R"({"id": 8, "content": "<pad>", "special": false, "normalized": false, "lstrip": true})";
+  const calm::Tokenizer tokenizer = read(replaced(byte_level, added, R"(
+      {"id": 8, "content": "R", "normalized": false, "rstrip": true},
+      {"id": 11, "content": "Q", "normalized": false, "lstrip": true},
+      {"id": 12, "content": "\n\n", "normalized": false}, {"id": 13, "content": "\t", "normalized": false,
+       "lstrip": true})"));
+  using Tokens = std::vector<EncodedToken>;
+  CHECK(tokenizer.encode("l\n\n\n\nRo", plain) == Tokens{{0, 0, 1}, {12, 1, 3}, {12, 3, 5}, {8, 5, 6}, {1, 6, 7}});
+  CHECK(tokenizer.encode("R\n\n\n\no", plain) == Tokens{{8, 0, 5}, {12, 1, 3}, {12, 3, 5}, {1, 5, 6}});
+  CHECK(tokenizer.encode("R \n\n o", plain) == Tokens{{8, 0, 5}, {12, 2, 4}, {2, 4, 5}, {1, 5, 6}});
+  CHECK(tokenizer.encode("R\n\n\n\nQ", plain) == Tokens{{8, 0, 5}, {12, 1, 3}, {12, 3, 5}, {11, 5, 6}});
+  CHECK(tokenizer.encode("R  Q", plain) == Tokens{{8, 0, 3}, {11, 3, 4}});
+  CHECK(tokenizer.encode("l\n\n  Q", plain) == Tokens{{0, 0, 1}, {12, 1, 3}, {11, 3, 6}});
+  CHECK(tokenizer.encode("R \to", plain) == Tokens{{8, 0, 3}, {1, 3, 4}});  // here tokenizers stops with an error
+}
+
 TEST_CASE("a text that normalisation changes keeps the ranges of the raw text") {
   const calm::Tokenizer tokenizer = read(byte_level);
   // e and the combining acute accent, three bytes, become é.

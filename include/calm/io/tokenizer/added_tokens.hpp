@@ -25,7 +25,8 @@ struct AddedToken {
   bool rstrip = false;       // takes white space after it
 };
 
-/// Finds added tokens: the leftmost, of these the longest, none overlapping.
+/// Finds added tokens: the leftmost, of these the longest, none overlapping. White space that rstrip takes may still be
+/// a token itself, as in tokenizers: "<end>\n\n" is <end> with all of it, and then the token "\n\n".
 class AddedTokenMatcher {
  public:
   AddedTokenMatcher() = default;
@@ -42,7 +43,7 @@ class AddedTokenMatcher {
   /// Calls visit(ByteRange, const AddedToken*) for the whole text from left to right; null for what lies between.
   template <class Visit>
   void for_each_part(std::string_view text, bool with_special, const Visit& visit) const {
-    std::size_t done = 0;
+    std::size_t done = 0, white_end = 0;  // white_end: of the white space that was looked at last
     for (std::size_t place = 0; place < text.size();) {
       const AddedToken* token = longest_at(text, place);
       if (token == nullptr) {
@@ -53,10 +54,9 @@ class AddedTokenMatcher {
       place = end;
       if (token->special && !with_special) continue;
       if (token->single_word && (ends_in_word(text.substr(0, begin)) || begins_with_word(text.substr(end)))) continue;
-      if (token->lstrip) begin = std::max(white_space_before(text, begin), done);
-      if (token->rstrip) end = white_space_after(text, end);
-      begin = std::max(begin, done);
-      if (begin >= end) continue;  // white space that the token before has taken
+      if (token->lstrip) begin = begin > done ? white_space_before(text, begin, done) : done;
+      if (token->rstrip) end = white_end = end < white_end ? white_end : white_space_after(text, end);
+      if (begin >= end) continue;
       if (done < begin) visit(ByteRange{done, begin}, static_cast<const AddedToken*>(nullptr));
       visit(ByteRange{begin, end}, token);
       done = end;
@@ -110,8 +110,9 @@ class AddedTokenMatcher {
   static bool ends_in_word(std::string_view text) {
     return !text.empty() && is_word(code_point_at(text.substr(last_character(text, text.size()))).value);
   }
-  static std::size_t white_space_before(std::string_view text, std::size_t end) {
-    while (end > 0) {
+  /// Looks no further back than `least`.
+  static std::size_t white_space_before(std::string_view text, std::size_t end, std::size_t least) {
+    while (end > least) {
       const std::size_t begin = last_character(text, end);
       if (!is_white_space(code_point_at(text.substr(begin, 4)).value)) break;
       end = begin;

@@ -24,7 +24,8 @@
 namespace calm::inline CALM_ABI {
 
 /// A token, and the bytes [begin, end) of the raw text that it stands for. Tokens that encode adds have empty ranges;
-/// tokens of one character that normalisation changed share its range.
+/// tokens of one character that normalisation changed share its range. Where an added token takes the white space after
+/// it (rstrip), tokens of that white space may follow.
 struct EncodedToken {
   TokenId id = 0;
   Index begin = 0, end = 0;
