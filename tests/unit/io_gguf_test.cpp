@@ -105,6 +105,8 @@ double sum_of(const calm::GgufFile& file) {
     }
   }
   for (const auto& tensor : file.tensors()) {
+    for (Index i = 0; i < tensor.bytes; ++i)  // also of types that have no reader
+      sum += std::to_integer<int>(file.file()->data()[tensor.offset + i]);
     if (!tensor.type->dtype || tensor.rank > 2) continue;
     const StoredMatrix stored = file.matrix(tensor.name);
     if (stored.empty()) continue;  // a matrix of no values may have any number of rows

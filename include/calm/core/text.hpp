@@ -10,12 +10,18 @@
 
 namespace calm::inline CALM_ABI {
 
-/// Text of others for a message: control characters as '?', no more than `most` bytes.
+/// Text of others for a message: control characters as '?' (those up to U+009F: terminals obey some), no more than
+/// `most` bytes.
 inline std::string printable(std::string_view text, std::size_t most) {
   std::size_t length = std::min(text.size(), most);
   while (length < text.size() && length > 0 && (static_cast<unsigned char>(text[length]) & 0xC0U) == 0x80U) --length;
   std::string result;
-  for (const char c : text.substr(0, length)) result += static_cast<unsigned char>(c) < 0x20 || c == 0x7F ? '?' : c;
+  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
+  for (std::size_t i = 0; i < length; ++i) {
+    const bool is_second_set = byte(i) == 0xC2 && i + 1 < length && byte(i + 1) >= 0x80 && byte(i + 1) < 0xA0;
+    result += byte(i) < 0x20 || byte(i) == 0x7F || is_second_set ? '?' : text[i];
+    if (is_second_set) ++i;
+  }
   return length < text.size() ? result + "..." : result;
 }
 

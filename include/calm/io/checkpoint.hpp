@@ -45,8 +45,11 @@ class Checkpoint {
       require<FormatError>(file.is_string(), where, ": \"weight_map\": ", in_quotes(tensor),
                            ": expected the name of a file, found ", kind_of(file));
       const auto name = file.get<std::string>();
-      require<FormatError>(!name.empty() && name != ".." && name.find_first_of("/\\") == std::string::npos, where,
-                           ": \"weight_map\": ", in_quotes(name), " is no name of a file in this folder");
+      // Messages show the name of a file as it is: it must have no byte 0, and nothing that a terminal would obey.
+      const bool is_name = !name.empty() && name != ".." && name.find_first_of("/\\") == std::string::npos &&
+                           printable(name, name.size()) == name;
+      require<FormatError>(is_name, where, ": \"weight_map\": ", in_quotes(name),
+                           " is no name of a file in this folder");
       auto& shard = opened[name];
       if (!shard) {
         files_.push_back(std::make_shared<const SafetensorsFile>(folder / name));
@@ -56,6 +59,13 @@ class Checkpoint {
                            in_quotes(tensor), ", which it does not");
       file_of_.emplace(tensor, shard);
     }
+    // What the index leaves out is there nevertheless: it is read, or refused by whoever asks for all names.
+    for (const auto& file : files_)
+      for (const SafetensorsEntry& entry : file->tensors()) {
+        const SafetensorsFile* first = file_of_.emplace(entry.name, file.get()).first->second;
+        require<FormatError>(first == file.get(), file->path(), ": holds the tensor ", in_quotes(entry.name),
+                             ", as does ", first->path());
+      }
   }
 
   std::string path_;
