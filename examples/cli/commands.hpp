@@ -70,7 +70,7 @@ inline std::string prompt_text(const Options& o, const calm::Tokenizer& tokenize
   std::vector<calm::ChatMessage> messages;
   if (const auto system = calm::chat_default_system(tokenizer.chat_template())) messages.push_back(*system);
   messages.push_back({"user", text});
-  return calm::chat_prompt(calm::chat_family_of(tokenizer.chat_template()), messages);
+  return calm::chat_prompt(calm::chat_family_of(tokenizer.chat_template(), tokenizer.chat_source()), messages);
 }
 
 /// Prompt ids, at least one.

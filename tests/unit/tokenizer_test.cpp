@@ -4,6 +4,9 @@
 #include <calm/io/tokenizer/gguf_vocabulary.hpp>
 #include <calm/io/tokenizer/tokenizer_json.hpp>
 
+#include <support/temporary_folder.hpp>
+
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -331,11 +334,21 @@ TEST_CASE("a GGUF vocabulary that fits nothing is refused with the reason") {
 
 TEST_CASE("a chat template is recognised by its marks or refused") {
   using calm::ChatFamily;
-  CHECK(calm::chat_family_of("{{ '<|im_start|>' + role }}") == ChatFamily::chatml);
-  CHECK(calm::chat_family_of("<start_of_turn>") == ChatFamily::gemma);
-  CHECK(calm::chat_family_of("<|start_header_id|>") == ChatFamily::llama3);
-  CHECK_THROWS_AS(calm::chat_family_of("[INST]"), calm::FormatError);
-  CHECK_THROWS_AS(calm::chat_family_of("<|im_start|> <start_of_turn>"), calm::FormatError);
+  const auto family_of = [](const std::string& text) { return calm::chat_family_of(text, "m.gguf"); };
+  const auto refused = [&](const std::string& text) {
+    try {
+      family_of(text);
+    } catch (const calm::FormatError& error) {
+      return std::string(error.what());
+    }
+    return std::string("no error");
+  };
+  CHECK(family_of("{{ '<|im_start|>' + role }}") == ChatFamily::chatml);
+  CHECK(family_of("<start_of_turn>") == ChatFamily::gemma);
+  CHECK(family_of("<|start_header_id|>") == ChatFamily::llama3);
+  CHECK(has(refused("[INST]"), R"(m.gguf: the chat template "[INST]" is of no known family)"));
+  CHECK(has(refused("<|im_start|> <start_of_turn>"), "m.gguf: the chat template"));
+  CHECK(has(refused(""), "m.gguf: has no chat template"));
   const std::vector<calm::ChatMessage> messages = {{"system", "Be kind."}, {"user", " Hi "}, {"assistant", "Yes"}};
   CHECK(
       calm::chat_prompt(ChatFamily::chatml, messages) ==
@@ -352,6 +365,35 @@ TEST_CASE("a chat template is recognised by its marks or refused") {
   CHECK_FALSE(calm::chat_default_system("<|im_start|>"));
   CHECK(calm::chat_default_system("You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>")
             ->content.ends_with("Hugging Face"));
+}
+
+TEST_CASE("a folder's chat template is that of chat_template.jinja, else of tokenizer_config.json") {
+  const calm_test::TemporaryFolder folder;
+  const auto write = [&](const std::string& name, const std::string& text) {
+    std::ofstream(folder.path / name) << text;
+  };
+  const auto chat = [&] { return calm::load_tokenizer(folder.path).chat_template(); };
+  const auto source = [&] { return calm::load_tokenizer(folder.path).chat_source(); };
+  const std::string config = (folder.path / "tokenizer_config.json").string();
+  write("tokenizer.json", byte_level);
+  CHECK(chat().empty());
+  CHECK(source() == folder.path.string());
+  write("tokenizer_config.json", R"({"chat_template": "one"})");
+  CHECK(chat() == "one");
+  CHECK(source() == config);
+  write("tokenizer_config.json", R"({"chat_template": [{"name": "tool_use", "template": "two"},
+                                                       {"name": "default", "template": "three"}]})");
+  CHECK(chat() == "three");
+  CHECK(source() == config);
+  write("chat_template.jinja", "four\n");
+  CHECK(chat() == "four\n");
+  CHECK(source() == (folder.path / "chat_template.jinja").string());
+  std::filesystem::remove(folder.path / "chat_template.jinja");
+  write("tokenizer_config.json", R"({"chat_template": [{"name": "tool_use", "template": "two"}]})");
+  CHECK(chat().empty());
+  write("tokenizer_config.json", R"({"chat_template": [{"name": "default"}]})");
+  CHECK_THROWS_WITH_AS(chat(), (config + R"(: chat_template/0: the key "template" is missing)").c_str(),
+                       calm::FormatError);
 }
 
 TEST_CASE("a file that was cut off anywhere is a FormatError") {

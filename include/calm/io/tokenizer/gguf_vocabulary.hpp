@@ -246,6 +246,7 @@ class GgufVocabularyReader {
       parts_.prefix.push_back(*parts_.bos);
     if (file_.add_eos.value_or(false) && parts_.eos) parts_.suffix.push_back(*parts_.eos);
     parts_.chat_template = file_.chat_template;
+    parts_.chat_source = where_;
   }
 
   const GgufVocabulary& file_;

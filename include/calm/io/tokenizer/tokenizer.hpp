@@ -50,6 +50,7 @@ struct TokenizerParts {
   std::vector<TokenId> prefix, suffix;  // added by add_special
   std::optional<TokenId> bos, eos, unknown, pad;
   std::string chat_template;  // as the file has it; empty: none
+  std::string chat_source;    // the file that has it; the model, where none has
 };
 
 class Tokenizer {
@@ -144,6 +145,7 @@ class Tokenizer {
   std::optional<TokenId> unknown() const { return parts_.unknown; }
   std::optional<TokenId> pad() const { return parts_.pad; }
   const std::string& chat_template() const { return parts_.chat_template; }
+  const std::string& chat_source() const { return parts_.chat_source; }
 
   /// XXH3-128 of everything that decides which ids a text gets; equal for equal tokenizers of one kind of file.
   const std::string& identity() const { return identity_; }

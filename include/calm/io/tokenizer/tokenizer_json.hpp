@@ -1,5 +1,5 @@
-// tokenizer.json of Hugging Face tokenizers (https://huggingface.co/docs/tokenizers), and the special tokens and chat
-// template that tokenizer_config.json names beside it.
+// tokenizer.json of Hugging Face tokenizers (https://huggingface.co/docs/tokenizers), and beside it the special tokens
+// of tokenizer_config.json and the chat template there or in chat_template.jinja.
 //
 // Read: the model BPE. Refused by name: other models, dropout, prefixes and suffixes of subwords. Padding and
 // truncation are no part of a tokenizer here. The parsed JSON takes more memory than its text: up to eight times the
@@ -167,7 +167,8 @@ inline TokenizerParts parse_tokenizer_json(std::string_view text, const std::str
   return TokenizerJsonReader(file, where).read();
 }
 
-/// Takes over what a tokenizer_config.json says: bos_token, eos_token, unk_token, pad_token and chat_template.
+/// Takes over what a tokenizer_config.json says: bos_token, eos_token, unk_token, pad_token and chat_template, of
+/// a list of templates the one named "default".
 inline void apply_tokenizer_config(const Json& config, const std::string& where, TokenizerParts& parts) {
   const auto take = [&](const std::string& key, std::optional<TokenId>& id) {
     const Json* value = find_value(config, key, where);
@@ -182,18 +183,36 @@ inline void apply_tokenizer_config(const Json& config, const std::string& where,
   take("unk_token", parts.unknown);
   take("pad_token", parts.pad);
   const Json* chat = find_value(config, "chat_template", where);
-  if (chat != nullptr && chat->is_string()) parts.chat_template = chat->get<std::string>();
+  if (chat == nullptr) return;
+  const auto set = [&](const std::string& text) {
+    parts.chat_template = text;
+    parts.chat_source = where;
+  };
+  if (chat->is_string()) set(chat->get_ref<const std::string&>());
+  if (!chat->is_array()) return;
+  for (std::size_t i = 0; i < chat->size(); ++i) {
+    const std::string here = message(where, ": chat_template/", i);
+    if (get_string((*chat)[i], "name", here) == "default") set(get_string((*chat)[i], "template", here));
+  }
 }
 
-/// Reads tokenizer.json at `path`, or in the folder `path` with the tokenizer_config.json there, where there is one.
-/// Throws IoError or FormatError.
+/// Reads tokenizer.json at `path`, or in the folder `path` with the tokenizer_config.json and chat_template.jinja
+/// there, where there are any; as in transformers, the template of the latter counts. Throws IoError or FormatError.
 inline Tokenizer load_tokenizer(const std::filesystem::path& path) {
   const std::filesystem::path folder = is_folder(path) ? path : std::filesystem::path();
   const auto file = FileMap::open(folder.empty() ? path : folder / "tokenizer.json");
   TokenizerParts parts = parse_tokenizer_json(file->text(), file->path());
+  parts.chat_source = path.string();
   if (!folder.empty() && is_there(folder / "tokenizer_config.json")) {
     const std::filesystem::path name = folder / "tokenizer_config.json";
     apply_tokenizer_config(read_json(name), name.string(), parts);
+  }
+  if (!folder.empty() && is_there(folder / "chat_template.jinja")) {
+    const auto chat = FileMap::open(folder / "chat_template.jinja");
+    require<FormatError>(chat->size() <= JsonLimits().token_bytes, chat->path(), ": ", chat->size(),
+                         " bytes; a chat template of more than ", JsonLimits().token_bytes, " is not read");
+    parts.chat_template = chat->text();
+    parts.chat_source = chat->path();
   }
   return Tokenizer(std::move(parts));
 }
