@@ -349,6 +349,11 @@ TEST_CASE("a chat template is recognised by its marks or refused") {
   CHECK(has(refused("[INST]"), R"(m.gguf: the chat template "[INST]" is of no known family)"));
   CHECK(has(refused("<|im_start|> <start_of_turn>"), "m.gguf: the chat template"));
   CHECK(has(refused(""), "m.gguf: has no chat template"));
+  // Llama 3.1 and 3.3, Llama 3.2, SmolLM3: what they write changes from day to day, or is not in the messages.
+  for (const std::string date :
+       {R"(set date_string = "26 Jul 2024")", R"(strftime_now("%d %b %Y"))", R"({{- "Cutting Knowledge Date: " }})"})
+    for (const std::string mark : {"<|start_header_id|>", "<|im_start|>"})
+      CHECK(has(refused(mark + date), "m.gguf: the chat template writes dates"));
   const std::vector<calm::ChatMessage> messages = {{"system", "Be kind."}, {"user", " Hi "}, {"assistant", "Yes"}};
   CHECK(
       calm::chat_prompt(ChatFamily::chatml, messages) ==

@@ -1,7 +1,8 @@
 // Chat prompts: messages written as the chat template of a model family asks for them.
 //
 // Not here: running Jinja templates. Three families are recognised by the marks that their templates write; any other
-// template is refused. The prompt ends where the assistant's answer begins. It has no BOS: encode adds that (EncodeOptions::add_special), and finds the marks in the
+// template is refused, and so is one that writes dates, as those of Llama 3.1 and later do. The prompt ends where the
+// assistant's answer begins. It has no BOS: encode adds that (EncodeOptions::add_special), and finds the marks in the
 // text (parse_special). A default system message is found by chat_default_system.
 #pragma once
 
@@ -23,13 +24,18 @@ struct ChatMessage {
   std::string content;
 };
 
-/// The family of a chat template that the file `where` has. Throws FormatError where there is none, or where it has
-/// the marks of no family or of several.
+/// The family of a chat template that the file `where` has. Throws FormatError where there is none, where it has the
+/// marks of no family or of several, and where it writes dates.
 inline ChatFamily chat_family_of(std::string_view chat_template, const std::string& where) {
   require<FormatError>(!chat_template.empty(), where,
                        ": has no chat template (of several, the one named \"default\" is ",
                        "read); write the whole prompt yourself, marks and all");
   const auto has = [&](std::string_view mark) { return chat_template.find(mark) != std::string_view::npos; };
+  for (const std::string_view mark : {"strftime_now", "date_string", "Cutting Knowledge Date"})
+    require<FormatError>(
+        !has(mark), where, ": the chat template writes dates (it has ", in_quotes(mark),
+        "), as Llama 3.1's and later ones do, and calm does not; write the whole prompt yourself, with system ",
+        "message and marks");
   const bool chatml = has("<|im_start|>"), gemma = has("<start_of_turn>"), llama3 = has("<|start_header_id|>");
   require<FormatError>(chatml + gemma + llama3 == 1, where, ": the chat template ", in_quotes(chat_template),
                        chatml + gemma + llama3 == 0 ? " is of no known family: it has none"
