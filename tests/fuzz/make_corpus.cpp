@@ -72,6 +72,18 @@ constexpr const char* pieces = R"({"added_tokens":[{"id":0,"content":"<unk>","sp
 "model":{"type":"BPE","unk_token":"<unk>","fuse_unk":true,"byte_fallback":true,
 "vocab":{"<unk>":0,"<0xC3>":1,"a":2,"b":3,"ab":4},"merges":["a b"]}})";
 
+/// `file` with `by` in place of `part`.
+std::string replaced(std::string file, std::string_view part, const std::string& by) {
+  return file.replace(file.find(part), part.size(), by);
+}
+
+/// 40 equal steps, which together would make 2^40 bytes of one.
+std::string forty(const std::string& step) {
+  std::string steps = step;
+  for (int i = 1; i < 40; ++i) steps += ',' + step;
+  return steps;
+}
+
 std::string vocabulary(const char* model) {
   GgufBuilder builder;
   const bool is_pieces = std::string_view(model) == "llama";
@@ -109,6 +121,19 @@ int main(int argc, char** argv) {
   write("json", "rope", R"({"model_type":"llama","rope_scaling":{"rope_type":"default","rope_theta":1e4}})");
   write("tokenizer", "byte_level", byte_level);
   write("tokenizer", "pieces", pieces);
+  const std::string doubled = forty(R"({"type":"Replace","pattern":{"Regex":"."},"content":"ll"})");
+  const std::string normalizer =
+      replaced(byte_level, R"({"type":"NFC"})", R"({"type":"Sequence","normalizers":[)" + doubled + "]}");
+  write("tokenizer", "growing_normalizer", normalizer);
+  write("tokenizer", "growing_added_token",
+        replaced(normalizer, R"("special":true)", R"("special":true,"normalized":true)"));
+  write("tokenizer", "growing_pre_tokenizer",
+        replaced(byte_level, R"({"type":"Digits","individual_digits":true})",
+                 forty(R"({"type":"Metaspace","replacement":"  ","prepend_scheme":"never","split":false})")));
+  write("tokenizer", "growing_decoder",
+        replaced(pieces, R"({"type":"Replace","pattern":{"String":"\u2581"},"content":" "},
+{"type":"ByteFallback"})",
+                 doubled + R"(,{"type":"ByteFallback"})"));
   write("tokenizer", "gguf_gpt2", vocabulary("gpt2"));
   write("tokenizer", "gguf_llama", vocabulary("llama"));
   write("adapter", "default", adapter({}));

@@ -22,7 +22,7 @@ void use_tokenizer(const calm::Tokenizer& tokenizer) {
       fuzz::use(static_cast<double>(tokenizer.decode(ids).size() + tokenizer.decode(ids, false).size()));
       calm::TokenStream stream(tokenizer);
       for (const calm::TokenId id : ids) fuzz::use(static_cast<double>(stream.push(id).size()));
-    } catch (const calm::FormatError&) {  // a pattern of the file that gives up
+    } catch (const calm::FormatError&) {  // a pattern that gives up, or a step that multiplies the text
     }
   }
 }

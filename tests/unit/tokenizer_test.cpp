@@ -223,13 +223,92 @@ TEST_CASE("a pattern that would mean something else is refused, one that never e
   CHECK(read(pattern("\\\\s+")).encode(std::string(100000, ' '), plain).size() == 100000);
 }
 
+TEST_CASE("steps that multiply a text are refused by name before they take the memory") {
+  const auto steps = [](const std::string& step, int count) {
+    std::string list;
+    for (int i = 0; i < count; ++i) list += (i == 0 ? "" : ",") + step;
+    return list;
+  };
+  const auto normalizer = [&](const std::string& step, int count) {
+    return replaced(byte_level, R"({"type": "NFC"})",
+                    R"({"type": "Sequence", "normalizers": [)" + steps(step, count) + "]}");
+  };
+  const auto error_in = [](const auto& function) {
+    try {
+      function();
+    } catch (const calm::FormatError& error) {
+      return std::string(error.what());
+    }
+    return std::string("no error");
+  };
+  const auto encode_error = [&](const std::string& file, const std::string& text) {
+    const calm::Tokenizer tokenizer = read(file);
+    return error_in([&] { tokenizer.encode(text); });
+  };
+  const auto replace = [](const std::string& pattern, const std::string& content) {
+    return R"({"type": "Replace", "pattern": {")" + pattern + R"("}, "content": ")" + content + R"("})";
+  };
+  const std::string doubled = replace(R"(String": "a)", "aa"), many(4000, 'a');
+  CHECK(encode_error(normalizer(doubled, 6), "a") == "no error");
+  CHECK(has(encode_error(normalizer(doubled, 40), "a"), "t.json: normalizer/12: a text would become 4162 bytes"));
+  CHECK(has(encode_error(normalizer(replace(R"(String": "a)", many), 3), "a"), "t.json: normalizer/1: a text would"));
+  CHECK(has(encode_error(normalizer(replace(R"(String": "a)", std::string(4000, 'b')), 1), many),
+            "t.json: normalizer/0: a text would become 264"));
+  CHECK(has(encode_error(normalizer(R"({"type": "Prepend", "prepend": ")" + many + R"("})", 2), "b"),
+            "t.json: normalizer/1: a text would"));
+  std::string ligatures, dotted;
+  for (int i = 0; i < 300; ++i) ligatures += "\uFDFA";
+  for (int i = 0; i < 1400; ++i) dotted += "\u0130";
+  for (const auto& [content, type] : {std::pair(ligatures, "NFKC"), std::pair(dotted, "Lowercase")})
+    CHECK(has(encode_error(normalizer(replace(R"(String": "b)", content) + R"(,{"type": ")" + type + R"("})", 1), "b"),
+              "t.json: normalizer/1: a text would"));
+
+  // Many short parts between added tokens have one limit together.
+  std::string parts;
+  for (int i = 0; i < 100; ++i) parts += "a<end>";
+  CHECK(has(encode_error(normalizer(replace(R"(String": "a)", many), 1), parts), "t.json: normalizer/0: a text would"));
+
+  // When the file is read: added tokens are normalised.
+  const std::string added = R"("added_tokens": [{"id": 50, "content": "aQ", "normalized": true},)";
+  CHECK(has(error_of(replaced(normalizer(replace(R"(String": "a)", many), 3), R"("added_tokens": [)", added)),
+            "t.json: normalizer/1: a text would"));
+
+  const auto pre_tokenizer = [&](const std::string& step, int count) {
+    return replaced(byte_level, R"({"type": "Digits", "individual_digits": true})", steps(step, count));
+  };
+  const auto metaspace = [](const std::string& scheme, const std::string& replacement) {
+    return R"({"type": "Metaspace", "replacement": ")" + replacement + R"(", "prepend_scheme": ")" + scheme +
+           R"(", "split": false})";
+  };
+  CHECK(has(encode_error(pre_tokenizer(metaspace("never", "  "), 40), " "), "t.json: pre_tokenizer/12: a text would"));
+  CHECK(has(encode_error(pre_tokenizer(metaspace("always", many) + "," + metaspace("always", "b" + many), 1), "b"),
+            "t.json: pre_tokenizer/1: a text would"));
+
+  const auto decoder = [&](const std::string& step, int count) {
+    return replaced(pieces, R"({"type": "Replace", "pattern": {"String": "▁"}, "content": " "})", steps(step, count));
+  };
+  CHECK(has(error_in([&] { read(decoder(replace(R"(Regex": "[^Z])", many), 3)).decode(Ids{5}); }),
+            "t.json: decoder/1: a text would become 8"));
+  CHECK(read(decoder(doubled, 6)).decode(Ids{5}) == std::string(64, 'a'));
+}
+
+TEST_CASE("long tokens are decoded in time that grows with them") {
+  std::string file = replaced(pieces, R"("▁ab": 8)", R"("▁ab": 8, ")" + std::string(3 << 20, ' ') + R"(": 9)");
+  file = replaced(file, R"({"type": "Replace", "pattern": {"String": "▁"}, "content": " "})",
+                  R"({"type": "Strip", "content": " ", "start": 2000000, "stop": 1000000},
+                     {"type": "Metaspace", "replacement": "  ", "prepend_scheme": "never"})");
+  const calm::Tokenizer tokenizer = read(replaced(file, R"("start": 1,)", R"("start": 1000,)"));
+  CHECK(tokenizer.decode(Ids{9}).size() == (145728 / 2) - 1000);
+}
+
 TEST_CASE("splits treat their matches as the behaviour says") {
   const calm::Regex pattern("-", "here");
   const auto cut = [&](calm::SplitBehavior behavior, bool invert) {
     calm::PreTokenizer pre_tokenizer;
     pre_tokenizer.add(calm::SplitAtMatches{pattern, behavior, invert});
     calm::Regex::Scratch scratch;
-    const calm::CutText text = pre_tokenizer(calm::AlignedText("a--b-", 0), true, scratch);
+    calm::TextGrowth growth(100);
+    const calm::CutText text = pre_tokenizer(calm::AlignedText("a--b-", 0), true, growth, scratch);
     std::string parts;
     for (const calm::ByteRange piece : text.pieces) parts += std::string(text.text.text(piece)) + '|';
     return parts;

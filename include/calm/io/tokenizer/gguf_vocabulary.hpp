@@ -181,8 +181,8 @@ class GgufVocabularyReader {
   void read_llama() {
     const std::string space = "\u2581";
     const bool with_prefix = file_.add_space_prefix.value_or(true);
-    parts_.normalizer.add(ReplaceMatches{Regex::literal(" ", where_), space});
-    if (with_prefix) parts_.normalizer.add(PrependContent{space});
+    parts_.normalizer.add(ReplaceMatches{Regex::literal(" ", where_), space}, where_);
+    if (with_prefix) parts_.normalizer.add(PrependContent{space}, where_);
     parts_.bpe.uses_byte_tokens = true;
     parts_.bpe.fuse_unknown = true;
     parts_.decoder.steps.push_back(ReplaceInToken{Regex::literal(space, where_), " "});

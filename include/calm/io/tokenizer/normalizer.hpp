@@ -4,6 +4,7 @@
 #pragma once
 
 #include <calm/io/tokenizer/aligned_text.hpp>
+#include <calm/io/tokenizer/text_growth.hpp>
 
 #include <utf8proc.h>
 
@@ -43,7 +44,9 @@ using NormalizerStep = std::variant<UnicodeForm, ReplaceMatches, PrependContent,
 /// Puts a text into a Unicode form, piece by piece: a piece is what can interact under normalisation.
 class UnicodeNormalization {
  public:
-  explicit UnicodeNormalization(UnicodeForm form) : form_(form) {}
+  /// `where` names the step in an error.
+  UnicodeNormalization(UnicodeForm form, TextGrowth& growth, const std::string& where)
+      : form_(form), growth_(growth), where_(where) {}
 
   AlignedText operator()(const AlignedText& source) {
     const std::string& text = source.text();
@@ -93,6 +96,7 @@ class UnicodeNormalization {
     } else {
       std::string bytes;
       for (const utf8proc_int32_t c : decomposed_) append_utf8(bytes, static_cast<std::uint32_t>(c));
+      growth_.check(result.size() + bytes.size(), where_);
       result.append_changed(bytes, source.raw(range));
     }
     codes_.clear();
@@ -123,24 +127,29 @@ class UnicodeNormalization {
   }
 
   UnicodeForm form_;
+  TextGrowth& growth_;
+  const std::string& where_;
   std::vector<utf8proc_int32_t> codes_, decomposed_;  // of the piece
 };
 
-inline AlignedText replace_matches(const AlignedText& source, const ReplaceMatches& step, Regex::Scratch& scratch) {
+inline AlignedText replace_matches(const AlignedText& source, const ReplaceMatches& step, TextGrowth& growth,
+                                   Regex::Scratch& scratch) {
   AlignedText result;
   result.reserve(source.size());
   std::size_t done = 0;
   step.pattern.for_each_match(source.text(), scratch, [&](ByteRange match) {
+    growth.check(result.size() + (match.begin - done) + step.content.size(), step.pattern.where());
     result.append(source, {done, match.begin});
     result.append_changed(step.content, source.raw(match));
     done = match.end;
   });
   if (done == 0 && result.empty()) return source;
+  growth.check(result.size() + (source.size() - done), step.pattern.where());
   result.append(source, {done, source.size()});
   return result;
 }
 
-inline AlignedText lowercase(const AlignedText& source) {
+inline AlignedText lowercase(const AlignedText& source, TextGrowth& growth, const std::string& where) {
   AlignedText result;
   result.reserve(source.size());
   const std::string_view text = source.text();
@@ -157,6 +166,7 @@ inline AlignedText lowercase(const AlignedText& source) {
       append_utf8(bytes, lower);
       result.append_changed(bytes, source.raw(range));
     }
+    growth.check(result.size(), where);
     place += c.bytes;
   }
   return result;
@@ -178,26 +188,34 @@ inline AlignedText strip_ends(const AlignedText& source, const StripEnds& step) 
 
 class Normalizer {
  public:
-  void add(NormalizerStep step) { steps_.push_back(std::move(step)); }
-  bool empty() const { return steps_.empty(); }
-  const std::vector<NormalizerStep>& steps() const { return steps_; }
+  struct Entry {
+    NormalizerStep step;
+    std::string where;
+  };
 
-  /// Applies every step. `with_prefix` false leaves out what is put before the text. Throws FormatError (Regex).
-  AlignedText operator()(AlignedText text, bool with_prefix, Regex::Scratch& scratch) const {
-    for (const NormalizerStep& step : steps_) {
+  /// `where` names the step in an error.
+  void add(NormalizerStep step, std::string where) { steps_.push_back({std::move(step), std::move(where)}); }
+  bool empty() const { return steps_.empty(); }
+  const std::vector<Entry>& steps() const { return steps_; }
+
+  /// Applies every step. `with_prefix` false leaves out what is put before the text. Throws FormatError (Regex,
+  /// TextGrowth).
+  AlignedText operator()(AlignedText text, bool with_prefix, TextGrowth& growth, Regex::Scratch& scratch) const {
+    for (const auto& [step, where] : steps_) {
       if (const auto* form = std::get_if<UnicodeForm>(&step)) {
-        text = UnicodeNormalization(*form)(text);
+        text = UnicodeNormalization(*form, growth, where)(text);
       } else if (const auto* replace = std::get_if<ReplaceMatches>(&step)) {
-        text = replace_matches(text, *replace, scratch);
+        text = replace_matches(text, *replace, growth, scratch);
       } else if (const auto* prepend = std::get_if<PrependContent>(&step)) {
         if (!with_prefix || text.empty()) continue;
         const std::size_t place = text.raw({0, 0}).begin;
+        growth.check(prepend->content.size() + text.size(), where);
         AlignedText prefixed;
         prefixed.append_changed(prepend->content, {place, place});
         prefixed.append(text, {0, text.size()});
         text = std::move(prefixed);
       } else if (std::holds_alternative<Lowercase>(step)) {
-        text = lowercase(text);
+        text = lowercase(text, growth, where);
       } else {
         text = strip_ends(text, std::get<StripEnds>(step));
       }
@@ -206,7 +224,7 @@ class Normalizer {
   }
 
  private:
-  std::vector<NormalizerStep> steps_;
+  std::vector<Entry> steps_;
 };
 
 }  // namespace calm::inline CALM_ABI

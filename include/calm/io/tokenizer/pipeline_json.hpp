@@ -1,7 +1,8 @@
 // The parts of a tokenizer.json that are lists of steps: normalizer, pre_tokenizer, decoder, post_processor.
 //
 // A type that is not listed here is refused by name and place: a tokenizer that leaves out a step is another tokenizer.
-// trim_offsets is not applied: ranges are those of all bytes of a token.
+// What the steps make of a text is limited (text_growth.hpp). trim_offsets is not applied: ranges are those of all
+// bytes of a token.
 #pragma once
 
 #include <calm/io/json.hpp>
@@ -19,7 +20,6 @@ namespace calm::inline CALM_ABI {
 /// `list` is the key of a Sequence's array.
 inline void for_each_step(const Json& parent, const std::string& key, const std::string& list, const std::string& where,
                           const std::function<void(const Json&, const std::string& where)>& visit) {
-  constexpr std::size_t most_steps = 256;
   const Json* value = find_value(parent, key, where);
   if (value == nullptr) return;
   std::size_t count = 0;
@@ -29,7 +29,7 @@ inline void for_each_step(const Json& parent, const std::string& key, const std:
       for (std::size_t i = 0; i < steps.size(); ++i) walk(steps[i], message(here, '/', i));
       return;
     }
-    require<FormatError>(++count <= most_steps, here, ": more than ", most_steps, " steps");
+    require<FormatError>(++count <= TextGrowth::most_steps, here, ": more than ", TextGrowth::most_steps, " steps");
     visit(step, here);
   };
   walk(*value, where + ": " + key);
@@ -52,17 +52,18 @@ inline Regex read_pattern(const Json& step, const std::string& where) {
 inline void read_normalizer(const Json& file, const std::string& file_name, Normalizer& normalizer) {
   for_each_step(file, "normalizer", "normalizers", file_name, [&](const Json& step, const std::string& where) {
     const std::string& type = get_string(step, "type", where);
-    if (type == "NFC") normalizer.add(UnicodeForm{true, false});
-    else if (type == "NFD") normalizer.add(UnicodeForm{false, false});
-    else if (type == "NFKC") normalizer.add(UnicodeForm{true, true});
-    else if (type == "NFKD") normalizer.add(UnicodeForm{false, true});
-    else if (type == "Lowercase") normalizer.add(Lowercase{});
-    else if (type == "Prepend") normalizer.add(PrependContent{get_string(step, "prepend", where)});
+    if (type == "NFC") normalizer.add(UnicodeForm{true, false}, where);
+    else if (type == "NFD") normalizer.add(UnicodeForm{false, false}, where);
+    else if (type == "NFKC") normalizer.add(UnicodeForm{true, true}, where);
+    else if (type == "NFKD") normalizer.add(UnicodeForm{false, true}, where);
+    else if (type == "Lowercase") normalizer.add(Lowercase{}, where);
+    else if (type == "Prepend") normalizer.add(PrependContent{get_string(step, "prepend", where)}, where);
     else if (type == "Replace")
-      normalizer.add(ReplaceMatches{read_pattern(step, where), get_string(step, "content", where)});
+      normalizer.add(ReplaceMatches{read_pattern(step, where), get_string(step, "content", where)}, where);
     else if (type == "Strip")
       normalizer.add(
-          StripEnds{get_boolean_or(step, "strip_left", true, where), get_boolean_or(step, "strip_right", true, where)});
+          StripEnds{get_boolean_or(step, "strip_left", true, where), get_boolean_or(step, "strip_right", true, where)},
+          where);
     else refuse_type(step, where);
   });
 }
@@ -91,7 +92,7 @@ inline void read_metaspace(const Json& step, const std::string& where, PreTokeni
   require<FormatError>(!replacement.empty(), where, ": an empty replacement");
   const std::string scheme = read_prepend_scheme(step, where);
   pre_tokenizer.add(ReplaceInPieces{Regex::literal(" ", where), replacement});
-  if (scheme != "never") pre_tokenizer.add(PrefixPieces{replacement, scheme == "first"});
+  if (scheme != "never") pre_tokenizer.add(PrefixPieces{replacement, scheme == "first", where});
   if (get_boolean_or(step, "split", true, where))
     pre_tokenizer.add(SplitAtMatches{Regex::literal(replacement, where), SplitBehavior::merged_with_next, false});
 }
@@ -107,7 +108,7 @@ inline bool read_pre_tokenizer(const Json& file, const std::string& file_name, P
     };
     if (type == "ByteLevel") {
       byte_level = true;
-      if (get_boolean_or(step, "add_prefix_space", true, where)) pre_tokenizer.add(PrefixPieces{" ", false});
+      if (get_boolean_or(step, "add_prefix_space", true, where)) pre_tokenizer.add(PrefixPieces{" ", false, where});
       if (get_boolean_or(step, "use_regex", true, where)) split(gpt2_pattern, SplitBehavior::isolated);
     } else if (type == "Split") {
       pre_tokenizer.add(SplitAtMatches{read_pattern(step, where), read_behavior(step, where),

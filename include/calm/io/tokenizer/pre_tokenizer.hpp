@@ -3,6 +3,7 @@
 #pragma once
 
 #include <calm/io/tokenizer/aligned_text.hpp>
+#include <calm/io/tokenizer/text_growth.hpp>
 
 #include <algorithm>
 #include <string>
@@ -27,6 +28,7 @@ struct SplitAtMatches {
 struct PrefixPieces {
   std::string prefix;
   bool first_only = false;
+  std::string where;  // names the step in an error
 };
 
 /// Every match becomes `content`; pieces stay pieces.
@@ -52,14 +54,14 @@ class PreTokenizer {
   void add(PreTokenizerStep step) { steps_.push_back(std::move(step)); }
   const std::vector<PreTokenizerStep>& steps() const { return steps_; }
 
-  /// `with_prefix` false leaves out PrefixPieces. Throws FormatError (Regex).
-  CutText operator()(AlignedText text, bool with_prefix, Regex::Scratch& scratch) const {
+  /// `with_prefix` false leaves out PrefixPieces. Throws FormatError (Regex, TextGrowth).
+  CutText operator()(AlignedText text, bool with_prefix, TextGrowth& growth, Regex::Scratch& scratch) const {
     CutText cut{std::move(text), {}};
     if (!cut.text.empty()) cut.pieces.push_back({0, cut.text.size()});
     for (const PreTokenizerStep& step : steps_) {
       if (const auto* split = std::get_if<SplitAtMatches>(&step)) apply(*split, cut, scratch);
-      else if (const auto* replace = std::get_if<ReplaceInPieces>(&step)) apply(*replace, cut, scratch);
-      else if (with_prefix) apply(std::get<PrefixPieces>(step), cut);
+      else if (const auto* replace = std::get_if<ReplaceInPieces>(&step)) apply(*replace, cut, growth, scratch);
+      else if (with_prefix) apply(std::get<PrefixPieces>(step), cut, growth);
     }
     return cut;
   }
@@ -123,13 +125,15 @@ class PreTokenizer {
                  pieces.end());
   }
 
-  static void apply(const PrefixPieces& step, CutText& cut) {
+  static void apply(const PrefixPieces& step, CutText& cut, TextGrowth& growth) {
     const auto wanted = [&](ByteRange piece) {
       return !cut.text.text(piece).starts_with(step.prefix) && (!step.first_only || cut.text.raw(piece).begin == 0);
     };
     if (std::none_of(cut.pieces.begin(), cut.pieces.end(), wanted)) return;
     rebuild(cut, [&](ByteRange piece, AlignedText& text) {
-      if (wanted(piece)) {
+      const bool is_wanted = wanted(piece);
+      growth.check(text.size() + (is_wanted ? step.prefix.size() : 0) + (piece.end - piece.begin), step.where);
+      if (is_wanted) {
         const std::size_t place = cut.text.raw(piece).begin;
         text.append_changed(step.prefix, {place, place});
       }
@@ -137,15 +141,17 @@ class PreTokenizer {
     });
   }
 
-  static void apply(const ReplaceInPieces& step, CutText& cut, Regex::Scratch& scratch) {
+  static void apply(const ReplaceInPieces& step, CutText& cut, TextGrowth& growth, Regex::Scratch& scratch) {
     rebuild(cut, [&](ByteRange piece, AlignedText& text) {
       std::size_t done = piece.begin;
       step.pattern.for_each_match(cut.text.text(piece), scratch, [&](ByteRange match) {
         const ByteRange range{piece.begin + match.begin, piece.begin + match.end};
+        growth.check(text.size() + (range.begin - done) + step.content.size(), step.pattern.where());
         text.append(cut.text, {done, range.begin});
         text.append_changed(step.content, cut.text.raw(range));
         done = range.end;
       });
+      growth.check(text.size() + (piece.end - done), step.pattern.where());
       text.append(cut.text, {done, piece.end});
     });
   }

@@ -60,6 +60,7 @@ class Regex {
   }
 
   const std::string& pattern() const { return pattern_; }
+  const std::string& where() const { return where_; }
 
   /// What one thread needs to match: made once, used with any Regex.
   class Scratch {

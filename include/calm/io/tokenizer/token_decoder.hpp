@@ -3,6 +3,7 @@
 #pragma once
 
 #include <calm/io/tokenizer/regex.hpp>
+#include <calm/io/tokenizer/text_growth.hpp>
 
 #include <algorithm>
 #include <optional>
@@ -54,28 +55,38 @@ struct TokenDecoder {
   std::string strip_character;  // taken off the beginning of the text, up to strip_left times
   Index strip_left = 0;
 
-  /// The bytes that a token stands for; `is_first`: at the beginning of a text.
+  /// The bytes that a token stands for; `is_first`: at the beginning of a text. Throws FormatError (Regex, TextGrowth).
   std::string bytes_of(std::string_view token, bool is_first, Regex::Scratch& scratch) const {
     std::string text(token);
+    TextGrowth growth(token.size());
     for (const TokenDecoderStep& step : steps) {
       if (const auto* replace = std::get_if<ReplaceInToken>(&step)) {
         if (valid_utf8_prefix(text) < text.size()) continue;
         std::string result;
         std::size_t done = 0;
         replace->pattern.for_each_match(text, scratch, [&](ByteRange match) {
+          growth.check(result.size() + (match.begin - done) + replace->content.size(), replace->pattern.where());
           result.append(text, done, match.begin - done).append(replace->content);
           done = match.end;
         });
+        growth.check(result.size() + (text.size() - done), replace->pattern.where());
         text = result.append(text, done, std::string::npos);
       } else if (const auto* strip = std::get_if<StripToken>(&step)) {
         const std::size_t size = strip->character.size();
-        for (Index i = 0; i < strip->left && text.starts_with(strip->character); ++i) text.erase(0, size);
-        for (Index i = 0; i < strip->right && text.ends_with(strip->character); ++i) text.resize(text.size() - size);
+        std::string_view rest = text;
+        for (Index i = 0; i < strip->left && rest.starts_with(strip->character); ++i) rest.remove_prefix(size);
+        for (Index i = 0; i < strip->right && rest.ends_with(strip->character); ++i) rest.remove_suffix(size);
+        text = std::string(rest);
       } else {
         const auto& metaspace = std::get<MetaspaceToken>(step);
         const std::string_view space = is_first && metaspace.drops_first ? "" : " ";
-        for (std::size_t at = 0; (at = text.find(metaspace.replacement, at)) != std::string::npos; at += space.size())
-          text.replace(at, metaspace.replacement.size(), space);
+        std::string result;
+        std::size_t done = 0;
+        for (std::size_t at = 0; (at = text.find(metaspace.replacement, done)) != std::string::npos;) {
+          result.append(text, done, at - done).append(space);
+          done = at + metaspace.replacement.size();
+        }
+        text = result.append(text, done, std::string::npos);
       }
     }
     if (byte_tokens)

@@ -66,6 +66,10 @@ class Tokenizer {
     bpe_ = Bpe(std::move(parts_.merges), parts_.bpe, parts_.vocabulary);
     std::vector<AddedToken> raw, normalized;
     Regex::Scratch scratch;
+    // Few added tokens are found in the normalised text; of more than this in all, a step that multiplies them is none.
+    std::size_t normalized_bytes = 0;
+    for (const AddedToken& token : parts_.added) normalized_bytes += token.normalized ? token.content.size() : 0;
+    TextGrowth growth(std::min(normalized_bytes, std::size_t{32} << 10));
     special_.assign(static_cast<std::size_t>(parts_.vocabulary.size()), false);
     for (const AddedToken& token : parts_.added) {
       special_[static_cast<std::size_t>(token.id)] = token.special;
@@ -74,7 +78,8 @@ class Tokenizer {
         continue;
       }
       normalized.push_back(token);
-      normalized.back().content = parts_.normalizer(AlignedText(token.content, 0), true, scratch).text();
+      normalized.back().content = parts_.normalizer(AlignedText(token.content, 0), true, growth, scratch).text();
+      growth.end_part();
     }
     raw_matcher_ = AddedTokenMatcher(std::move(raw));
     normalized_matcher_ = AddedTokenMatcher(std::move(normalized));
@@ -82,18 +87,19 @@ class Tokenizer {
   }
 
   /// The tokens of a text, which may hold any bytes. Throws ConfigError for 2^31 bytes and more, FormatError where a
-  /// pattern of the tokenizer's file gives up.
+  /// pattern of the tokenizer's file gives up, or its steps make too much of the text (TextGrowth).
   std::vector<EncodedToken> encode(std::string_view text, const EncodeOptions& options, Scratch& scratch) const {
     require<ConfigError>(text.size() < (std::size_t{1} << 31), "a text of ", text.size(),
                          " bytes; a tokenizer takes less than 2^31 at a time");
     std::vector<EncodedToken> result;
+    TextGrowth growth(text.size());
     if (options.add_special)
       for (const TokenId id : parts_.prefix) result.push_back({id, 0, 0});
     for (std::size_t place = 0; place < text.size();) {
       const std::size_t valid = valid_utf8_prefix(text.substr(place));
       EncodeOptions here = options;
       here.dummy_prefix = options.dummy_prefix && place == 0;  // not after bytes that are no text
-      encode_valid(text.substr(place, valid), place, here, scratch, result);
+      encode_valid(text.substr(place, valid), place, here, growth, scratch, result);
       place += valid;
       const std::size_t begin = place;
       while (place < text.size() && code_point_at(text.substr(place, 4)).bytes == 0) ++place;
@@ -153,27 +159,29 @@ class Tokenizer {
  private:
   friend class TokenStream;
 
-  void encode_valid(std::string_view text, std::size_t base, const EncodeOptions& options, Scratch& scratch,
-                    std::vector<EncodedToken>& result) const {
+  void encode_valid(std::string_view text, std::size_t base, const EncodeOptions& options, TextGrowth& growth,
+                    Scratch& scratch, std::vector<EncodedToken>& result) const {
     const auto put = [&](const AddedToken& token, ByteRange raw) {
       result.push_back({token.id, static_cast<Index>(raw.begin), static_cast<Index>(raw.end)});
     };
     raw_matcher_.for_each_part(text, options.parse_special, [&](ByteRange range, const AddedToken* token) {
       if (token != nullptr) return put(*token, {base + range.begin, base + range.end});
       AlignedText part(text.substr(range.begin, range.end - range.begin), base + range.begin);
-      part = parts_.normalizer(std::move(part), options.dummy_prefix, scratch.regex);
-      if (normalized_matcher_.empty()) return encode_part(std::move(part), options, scratch, result);
+      part = parts_.normalizer(std::move(part), options.dummy_prefix, growth, scratch.regex);
+      growth.end_part();
+      if (normalized_matcher_.empty()) return encode_part(std::move(part), options, growth, scratch, result);
       normalized_matcher_.for_each_part(part.text(), options.parse_special,
                                         [&](ByteRange inner, const AddedToken* normalized) {
                                           if (normalized != nullptr) put(*normalized, part.raw(inner));
-                                          else encode_part(part.slice(inner), options, scratch, result);
+                                          else encode_part(part.slice(inner), options, growth, scratch, result);
                                         });
     });
   }
 
-  void encode_part(AlignedText part, const EncodeOptions& options, Scratch& scratch,
+  void encode_part(AlignedText part, const EncodeOptions& options, TextGrowth& growth, Scratch& scratch,
                    std::vector<EncodedToken>& result) const {
-    const CutText cut = parts_.pre_tokenizer(std::move(part), options.dummy_prefix, scratch.regex);
+    const CutText cut = parts_.pre_tokenizer(std::move(part), options.dummy_prefix, growth, scratch.regex);
+    growth.end_part();
     for (const ByteRange piece : cut.pieces) encode_piece_of(cut.text, piece, scratch, result);
   }
 
@@ -207,7 +215,7 @@ class Tokenizer {
       parts += message(token.id, token.special ? 's' : '-', token.normalized ? 'n' : '-', token.single_word ? 'w' : '-',
                        token.lstrip ? 'l' : '-', token.rstrip ? 'r' : '-', '\n');
     }
-    for (const NormalizerStep& step : parts_.normalizer.steps()) {
+    for (const auto& [step, where] : parts_.normalizer.steps()) {
       parts += message("normalizer ", step.index(), ' ');
       if (const auto* form = std::get_if<UnicodeForm>(&step)) parts += message(form->compose, form->compatible);
       if (const auto* replace = std::get_if<ReplaceMatches>(&step))
@@ -266,17 +274,18 @@ class TokenStream {
                          " is outside of the vocabulary of ", tokenizer_->vocabulary_size());
     if (skip_special_ && tokenizer_->is_special(id)) return;
     const TokenDecoder& decoder = tokenizer_->parts_.decoder;
-    std::string bytes = tokenizer_->token_bytes(id, is_first_, scratch_);
+    const std::string bytes = tokenizer_->token_bytes(id, is_first_, scratch_);
     if (!is_first_) held_ += decoder.separator;
     is_first_ = false;
-    for (; strip_left_ > 0 && !bytes.empty(); --strip_left_) {
-      if (!bytes.starts_with(decoder.strip_character)) {
+    std::string_view rest = bytes;
+    for (; strip_left_ > 0 && !rest.empty(); --strip_left_) {
+      if (!rest.starts_with(decoder.strip_character)) {
         strip_left_ = 0;
         break;
       }
-      bytes.erase(0, decoder.strip_character.size());
+      rest.remove_prefix(decoder.strip_character.size());
     }
-    held_ += bytes;
+    held_ += rest;
   }
 
   const Tokenizer* tokenizer_;

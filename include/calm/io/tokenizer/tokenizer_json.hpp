@@ -1,10 +1,11 @@
 // tokenizer.json of Hugging Face tokenizers (https://huggingface.co/docs/tokenizers), and beside it the special tokens
 // of tokenizer_config.json and the chat template there or in chat_template.jinja.
 //
-// Read: the model BPE. Refused by name: other models, dropout, prefixes and suffixes of subwords. Padding and
-// truncation are no part of a tokenizer here. The parsed JSON takes more memory than its text: up to eight times the
-// file and 64 MB while it is read, more than calm's other readers allow themselves (174 MB in all for a file of 21 MB
-// with 262,144 tokens and 514,906 merges written as pairs); what stays is smaller than the file.
+// Read: the model BPE. Refused by name: other models, dropout, prefixes and suffixes of subwords, and steps that make a
+// text longer than 64 times its bytes and 4 kB (text_growth.hpp). Padding and truncation are no part of a tokenizer
+// here. The parsed JSON takes more memory than its text: up to eight times the file and 64 MB while it is read, more
+// than calm's other readers allow themselves (174 MB in all for a file of 21 MB with 262,144 tokens and 514,906 merges
+// written as pairs); what stays is smaller than the file.
 #pragma once
 
 #include <calm/io/folder.hpp>
