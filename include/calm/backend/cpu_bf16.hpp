@@ -222,16 +222,16 @@ class Bf16Products final : public Products {
     constexpr Index width = panel_columns<Pair>, half = width / 2;
     constexpr std::uint64_t outer = 0xFFFF00000000FFFF;
     const Index begin = p * half, rows = std::min(half, w.in - begin);  // pairs of columns
+    std::uint64_t fours[half * half];  // [columns 2 j and 2 j + 1][rows 2 i and 2 i + 1], four values each
+    std::fill(fours + rows * half, fours + half * half, std::uint64_t{});
     for (Index k = 0; k < count; k += width, target += half * width) {
-      const Pair* source = &w.values((first + k) / width, begin * width);
-      for (Index i = 0; i < half; ++i) {
-        for (Index j = 0; j < half; ++j) {  // columns 2 j and 2 j + 1 of rows 2 i and 2 i + 1
-          std::uint64_t four = 0;
-          if (j < rows) std::memcpy(&four, source + j * width + 2 * i, sizeof(four));
-          four = (four & outer) | (four >> 16 & 0xFFFF0000) | (four & 0xFFFF0000) << 16;
-          std::memcpy(target + i * width + 2 * j, &four, sizeof(four));
-        }
-      }
+      std::memcpy(fours, &w.values((first + k) / width, begin * width),
+                  static_cast<std::size_t>(rows * half) * sizeof(fours[0]));
+      for (Index i = 0; i < rows * half; ++i)
+        fours[i] = (fours[i] & outer) | (fours[i] >> 16 & 0xFFFF0000) | (fours[i] & 0xFFFF0000) << 16;
+      for (Index j = 0; j < half; j += 4)
+        for (Index i = 0; i < half; i += 4)
+          transpose_four(fours + j * half + i, half, reinterpret_cast<std::uint64_t*>(target) + i * half + j, half);
     }
   }
 
