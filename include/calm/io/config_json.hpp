@@ -1,7 +1,8 @@
 // config.json of a Hugging Face folder, as transformers 4 and 5 write it: the architecture by its model_type, the sizes
-// as a ModelSpec. Writing: of Llama-style models.
+// as a ModelSpec; keys that are left out have the values of config_defaults.hpp. Writing: of Llama-style models.
 #pragma once
 
+#include <calm/io/config_defaults.hpp>
 #include <calm/io/json.hpp>
 #include <calm/model/spec.hpp>
 
@@ -54,8 +55,11 @@ struct Reader {
   static constexpr Index most = Index{1} << 31;
 
   bool has(const char* key) const { return find_value(json, key, where) != nullptr; }
+  bool is_null(const char* key) const { return json.contains(key) && !has(key); }
   Index size(const char* key) const { return get_integer(json, key, where, 1, most); }
   Index size_or(const char* key, Index fallback) const { return get_integer_or(json, key, fallback, where, 1, most); }
+  /// With a default, where it is not 0.
+  Index size(const char* key, Index fallback) const { return fallback > 0 ? size_or(key, fallback) : size(key); }
   double number_or(const char* key, double fallback) const { return get_number_or(json, key, fallback, where); }
   bool flag(const char* key, bool fallback = false) const { return get_boolean_or(json, key, fallback, where); }
   std::string text_or(const char* key, const char* fallback) const { return get_string_or(json, key, fallback, where); }
@@ -105,9 +109,10 @@ inline Index rotary_width(const Reader& in, const ModelSpec& spec, double part) 
 }
 
 /// rope_theta and rope_scaling (transformers 4), or rope_parameters (5), for all blocks alike.
-inline void read_rotary(const Reader& in, ModelSpec& spec) {
-  spec.rotary_base = in.number_or("rope_theta", 10000);
-  double part = in.number_or("partial_rotary_factor", 1);
+inline void read_rotary(const Reader& in, ModelSpec& spec, const char* base_key = "rope_theta",
+                        const char* part_key = "partial_rotary_factor", double part = 1) {
+  spec.rotary_base = in.number_or(base_key, 10000);
+  part = in.number_or(part_key, part);
   for (const char* key : {"rope_scaling", "rope_parameters"}) {
     if (!in.has(key)) continue;
     const Json& rope = get_object(in.json, key, in.where);
@@ -133,56 +138,65 @@ inline std::vector<bool> read_layer_types(const Reader& in, Index blocks) {
 }
 
 /// The sizes that most families name alike.
-inline ModelSpec read_common(const Reader& in, const char* epsilon_key, double epsilon) {
+inline ModelSpec read_common(const Reader& in, const ConfigDefaults& defaults, const char* epsilon_key) {
   ModelSpec spec;
-  spec.vocabulary = in.size("vocab_size");
-  spec.width = in.size("hidden_size");
-  spec.hidden = in.size("intermediate_size");
-  spec.blocks = get_integer(in.json, "num_hidden_layers", in.where, 1, 10000);
-  spec.heads.query_heads = in.size("num_attention_heads");
-  spec.heads.kv_heads = in.size_or("num_key_value_heads", spec.heads.query_heads);
-  // No weight shows it before tables of this size are made.
-  constexpr Index widest = 1 << 16;
-  spec.heads.width = get_integer_or(in.json, "head_dim", spec.width / spec.heads.query_heads, in.where, 1, widest);
+  spec.vocabulary = in.size("vocab_size", defaults.vocabulary);
+  spec.width = in.size("hidden_size", defaults.width);
+  spec.hidden = in.size("intermediate_size", defaults.hidden);
+  if (in.has("num_hidden_layers") || defaults.blocks == 0)
+    spec.blocks = get_integer(in.json, "num_hidden_layers", in.where, 1, 10000);
+  else spec.blocks = defaults.blocks;
+  const Index heads = in.size("num_attention_heads", defaults.heads);
+  const bool as_many = defaults.kv_heads == 0 || in.is_null("num_key_value_heads");
+  const bool divided = defaults.head_width == 0 || in.is_null("head_dim");
+  constexpr Index widest = 1 << 16;  // no weight shows it before tables of this size are made
+  spec.heads.query_heads = heads;
+  spec.heads.kv_heads = in.size_or("num_key_value_heads", as_many ? heads : defaults.kv_heads);
+  spec.heads.width =
+      get_integer_or(in.json, "head_dim", divided ? spec.width / heads : defaults.head_width, in.where, 1, widest);
   require<FormatError>(spec.heads.width <= widest, in.where, ": a head of ", spec.heads.width, " values is too wide");
-  spec.norm_epsilon = in.number_or(epsilon_key, epsilon);
-  spec.context = in.size_or("max_position_embeddings", 2048);
-  spec.tied_embeddings = in.flag("tie_word_embeddings");
+  spec.norm_epsilon = in.number_or(epsilon_key, defaults.norm_epsilon);
+  spec.context = in.size("max_position_embeddings", defaults.context);
+  spec.tied_embeddings = in.flag("tie_word_embeddings", defaults.tied_embeddings);
   return spec;
 }
 
-inline ModelSpec read_llama_like(const Reader& in, std::string_view type) {
+/// How many keys a token of a windowed block sees; 0: all.
+inline Index read_window(const Reader& in, const ConfigDefaults& defaults) {
+  return in.is_null("sliding_window") ? 0 : in.size_or("sliding_window", defaults.window);
+}
+
+inline ModelSpec read_llama_like(const Reader& in, const ConfigDefaults& defaults) {
+  const std::string_view type = defaults.model_type;
   in.refuse_flag("mlp_bias", "biases");
   if (type != "qwen2") in.refuse_flag("attention_bias", "biases");
   in.expect_text("hidden_act", "silu", silu);
-  ModelSpec spec = read_common(in, "rms_norm_eps", 1e-6);
+  ModelSpec spec = read_common(in, defaults, "rms_norm_eps");
   read_rotary(in, spec);
   const bool qwen = type == "qwen2" || type == "qwen3";
-  const bool has_window = type == "mistral" || type == "phi3" || (qwen && in.flag("use_sliding_window"));
-  if (has_window && in.has("sliding_window")) {
-    spec.window = in.size("sliding_window");
-    if (in.has("layer_types")) spec.windowed = read_layer_types(in, spec.blocks);
-    else if (qwen)  // the first max_window_layers blocks see all
-      for (Index i = 0; i < spec.blocks; ++i)
-        spec.windowed.push_back(i >= in.size_or("max_window_layers", spec.blocks));
+  if (type == "mistral" || type == "phi3" || (qwen && in.flag("use_sliding_window")))
+    spec.window = read_window(in, defaults);
+  if (spec.window == 0) return spec;
+  if (in.has("layer_types")) {
+    spec.windowed = read_layer_types(in, spec.blocks);
+  } else if (qwen) {  // the first blocks see all
+    const Index full = get_integer_or(in.json, "max_window_layers", 28, in.where, 0, 10000);
+    for (Index i = 0; i < spec.blocks; ++i) spec.windowed.push_back(i >= full);
   }
   return spec;
 }
 
-inline ModelSpec read_gemma3(const Reader& in) {
+inline ModelSpec read_gemma3(const Reader& in, const ConfigDefaults& defaults) {
   in.refuse_flag("attention_bias", "biases");
   in.refuse_flag("use_bidirectional_attention", "attention to later tokens");
   for (const char* key : {"attn_logit_softcapping", "final_logit_softcapping"})
     in.refuse(in.has(key), key, "capped logits");
   in.expect_text("hidden_activation", "gelu_pytorch_tanh", gelu_tanh);
-  ModelSpec spec = read_common(in, "rms_norm_eps", 1e-6);
-  spec.heads.width = get_integer_or(in.json, "head_dim", 256, in.where, 1, 1 << 16);
-  spec.context = in.size_or("max_position_embeddings", 131072);
-  spec.tied_embeddings = in.flag("tie_word_embeddings", true);
+  ModelSpec spec = read_common(in, defaults, "rms_norm_eps");
   const double scalar = in.number_or("query_pre_attn_scalar", 256);
   require<FormatError>(scalar > 0, in.where, ": \"query_pre_attn_scalar\" must be positive, found ", scalar);
   spec.query_scale = std::sqrt(static_cast<double>(spec.heads.width) / scalar);
-  spec.window = in.size_or("sliding_window", 4096);
+  spec.window = read_window(in, defaults);
   if (in.has("layer_types")) {
     spec.windowed = read_layer_types(in, spec.blocks);
   } else {
@@ -204,7 +218,7 @@ inline ModelSpec read_gemma3(const Reader& in) {
   return spec;
 }
 
-inline ModelSpec read_gpt2(const Reader& in) {
+inline ModelSpec read_gpt2(const Reader& in, const ConfigDefaults& defaults) {
   for (const char* key : {"scale_attn_by_inverse_layer_idx", "add_cross_attention"})
     in.refuse_flag(key, "models with this");
   in.refuse(!in.flag("scale_attn_weights", true), "scale_attn_weights", "scores without 1/sqrt(width)");
@@ -217,37 +231,32 @@ inline ModelSpec read_gpt2(const Reader& in) {
   const Index heads = in.size("n_head");
   require<FormatError>(spec.width % heads == 0, in.where, ": ", heads, " heads do not divide the width ", spec.width);
   spec.heads = {heads, heads, spec.width / heads};
-  spec.norm_epsilon = in.number_or("layer_norm_epsilon", 1e-5);
+  spec.norm_epsilon = in.number_or("layer_norm_epsilon", defaults.norm_epsilon);
   spec.context = in.size("n_positions");
-  spec.tied_embeddings = in.flag("tie_word_embeddings", true);
+  spec.tied_embeddings = in.flag("tie_word_embeddings", defaults.tied_embeddings);
   return spec;
 }
 
-inline ModelSpec read_gpt_neox(const Reader& in) {
+inline ModelSpec read_gpt_neox(const Reader& in, const ConfigDefaults& defaults) {
   in.refuse(!in.flag("use_parallel_residual", true), "use_parallel_residual", "blocks one part after the other");
   in.refuse(!in.flag("attention_bias", true), "attention_bias", "models without these biases");
   in.expect_text("hidden_act", "gelu", gelu);
-  ModelSpec spec = read_common(in, "layer_norm_eps", 1e-5);
-  read_rotary(in, spec);
-  if (in.has("rotary_emb_base")) spec.rotary_base = in.number_or("rotary_emb_base", 10000);
-  if (!in.has("rope_parameters")) spec.rotary_width = rotary_width(in, spec, in.number_or("rotary_pct", 0.25));
+  ModelSpec spec = read_common(in, defaults, "layer_norm_eps");
+  read_rotary(in, spec, "rotary_emb_base", "rotary_pct", 0.25);
   return spec;
 }
 
-inline ModelSpec read_spec(const Reader& in, std::string_view type) {
-  ModelSpec spec = type == "gemma3_text" ? read_gemma3(in)
-                   : type == "gpt2"      ? read_gpt2(in)
-                   : type == "gpt_neox"  ? read_gpt_neox(in)
-                                         : read_llama_like(in, type);
+inline ModelSpec read_spec(const Reader& in, const ConfigDefaults& defaults) {
+  const std::string_view type = defaults.model_type;
+  ModelSpec spec = type == "gemma3_text" ? read_gemma3(in, defaults)
+                   : type == "gpt2"      ? read_gpt2(in, defaults)
+                   : type == "gpt_neox"  ? read_gpt_neox(in, defaults)
+                                         : read_llama_like(in, defaults);
   spec.check(in.where);
   return spec;
 }
 
 }  // namespace config
-
-/// Every model_type that calm reads.
-inline constexpr std::string_view known_model_types[] = {"llama",       "mistral", "qwen2",    "qwen3", "phi3",
-                                                         "gemma3_text", "olmo2",   "gpt_neox", "gpt2"};
 
 /// Reads which architecture a folder holds, and its sizes. Throws FormatError for another type, naming those that are
 /// known, and for a feature that the architecture here does not have.
@@ -255,17 +264,16 @@ inline ModelConfig read_config_json(const std::filesystem::path& path) {
   const Json json = read_json(path);
   const std::string where = path.string();
   const std::string type = get_string(json, "model_type", where);
-  if (type == "gemma3" || type == "gemma3_text") {
-    const bool nested = type == "gemma3";
-    const Json& text = nested ? get_object(json, "text_config", where) : json;
-    return {"gemma3_text", config::read_spec({text, nested ? where + ": \"text_config\"" : where}, "gemma3_text")};
+  const bool nested = type == "gemma3";
+  const ConfigDefaults* defaults = find_config_defaults(nested ? "gemma3_text" : type);
+  if (defaults == nullptr) {
+    std::string known;
+    for (const ConfigDefaults& one : config_defaults) known += message(known.empty() ? "" : ", ", one.model_type);
+    throw FormatError(message(where, ": models of type ", in_quotes(type), " are not known here; these are: ", known));
   }
-  std::string known;
-  for (const std::string_view name : known_model_types) known += (known.empty() ? "" : ", ") + std::string(name);
-  require<FormatError>(
-      std::find(std::begin(known_model_types), std::end(known_model_types), type) != std::end(known_model_types), where,
-      ": models of type ", in_quotes(type), " are not known here; these are: ", known);
-  return {type, config::read_spec({json, where}, type)};
+  const Json& text = nested ? get_object(json, "text_config", where) : json;
+  const config::Reader in{text, nested ? where + ": \"text_config\"" : where};
+  return {std::string(defaults->model_type), config::read_spec(in, *defaults)};
 }
 
 /// The same for a model whose type the program names.
