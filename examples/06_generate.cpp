@@ -22,13 +22,13 @@ int main() {
   std::cout << "streamed, greedy:  123+456-78=";
   const auto one = prompts_of({"123+456-78="});
   calm::generate(ctx, arithmetic, std::span(one),
-                 {.max_new_tokens = 40, .end_token = key_value::end_token, .text_of = text_of},
+                 {.max_new_tokens = 40, .end_tokens = {key_value::end_token}, .text_of = text_of},
                  [](const calm::StreamedToken& token) { std::cout << token.text << std::flush; });
   std::cout << "\n\nprompts of different lengths, side by side:\n";
   const std::vector<std::string> questions{"5+7=", "640-125-99=", "17 plus 203=", "from 500 take 45="};
   const auto many = prompts_of(questions);
   const auto answers = calm::generate(ctx, arithmetic, std::span(many),
-                                      {.max_new_tokens = 40, .end_token = key_value::end_token, .text_of = text_of});
+                                      {.max_new_tokens = 40, .end_tokens = {key_value::end_token}, .text_of = text_of});
   for (std::size_t i = 0; i < answers.size(); ++i) {
     double log_probability = 0;
     for (const double p : answers[i].log_probabilities) log_probability += p;
@@ -45,7 +45,7 @@ int main() {
             << "   (stopped at \"=\"; true: " << keys.value(keys.keys()[0]) << '+' << keys.value(keys.keys()[1])
             << ")\n\nsampled at temperature 2, three seeds:\n";
   for (std::uint64_t seed = 1; seed <= 3; ++seed) {
-    calm::GenerateOptions options{.max_new_tokens = 24, .end_token = key_value::end_token, .text_of = text_of};
+    calm::GenerateOptions options{.max_new_tokens = 24, .end_tokens = {key_value::end_token}, .text_of = text_of};
     options.sampler = {.temperature = 2, .top_k = 10, .top_p = 0.95, .seed = seed};
     std::cout << "  123+456-78=" << calm::generate(ctx, arithmetic, std::span(one), options)[0].text << '\n';
   }

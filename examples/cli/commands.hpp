@@ -81,18 +81,19 @@ inline std::vector<TokenId> prompt_ids(const calm::Tokenizer& tokenizer, const s
   return ids;
 }
 
-/// The token that ends an answer.
-inline TokenId end_token(const Options& o, const calm::Tokenizer& tokenizer) {
+/// The tokens that end an answer.
+inline std::vector<TokenId> end_tokens(const Options& o, const calm::Tokenizer& tokenizer) {
+  std::vector<TokenId> ends = tokenizer.ends();
   if (o.chat)
     for (const char* mark : {"<|im_end|>", "<end_of_turn>", "<|eot_id|>"})
-      if (const auto id = tokenizer.find(mark)) return *id;
-  return tokenizer.eos().value_or(-1);
+      if (const auto id = tokenizer.find(mark)) ends.push_back(*id);
+  return ends;
 }
 
 inline calm::GenerateOptions generate_options(const Options& o, const calm::Tokenizer& tokenizer) {
   calm::GenerateOptions options;
   options.max_new_tokens = o.max_new_tokens;
-  options.end_token = end_token(o, tokenizer);
+  options.end_tokens = end_tokens(o, tokenizer);
   options.sampler.temperature = o.temperature;
   options.sampler.top_k = o.top_k;
   options.sampler.top_p = o.top_p;
@@ -220,6 +221,9 @@ template <class Model>
 void train(Ctx& ctx, Model& model, const Options& o, const TokenizerPointer& tokenizer,
            const std::vector<calm::BaseDescription>& bases, const std::string& alignment) {
   calm::require<calm::ConfigError>(tokenizer != nullptr, o.main_model(), ": has no tokenizer");
+  if (!tokenizer->eos())
+    std::cerr << "calm: " << o.main_model()
+              << ": no file of the model names an end token; completions are learned without\n";
   const calm::PackedDataset data(examples_of(o, o.data, *tokenizer), o.batch_tokens, o.seed);
   std::optional<calm::PackedDataset> valid;
   if (!o.valid.empty()) valid.emplace(examples_of(o, o.valid, *tokenizer), o.batch_tokens, 0);

@@ -92,7 +92,7 @@ Answers answer(Ctx& ctx, const Model& model, const std::vector<std::string>& pro
   for (const std::string& prompt : prompts) tokens.push_back(encode("^" + prompt));
   calm::GenerateOptions options;
   options.max_new_tokens = 72;
-  options.end_token = end_token;
+  options.end_tokens = {end_token};
   options.batch = 512;
   Answers answers;
   for (const calm::Generation& g :

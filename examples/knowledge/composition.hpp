@@ -91,7 +91,7 @@ inline std::vector<calm::Example> own_words(Ctx& ctx, const Anchor& anchor, cons
   options.max_new_tokens = 40;
   options.sampler = {.temperature = 1, .top_k = 100, .seed = seed};
   options.batch = 64;
-  options.end_token = anchor.tokenizer->eos().value_or(-1);
+  options.end_tokens = anchor.tokenizer->ends();
   calm::Progress progress("the anchor's own words", count);
   std::vector<calm::Example> examples;
   for (std::size_t first = 0; first < prompts.size(); first += 64) {

@@ -67,6 +67,26 @@ expect 0 "were done before" "${learn[@]}" --data "$out/first.jsonl" --steps 4 --
 expect 1 "belongs to a run with other options" "${learn[@]}" --data "$out/second.jsonl" --steps 4 --resume
 expect 1 "belongs to a run with other options" "${learn[@]}" --data "$out/first.jsonl" --steps 5 --resume
 
+# An end token that only the model's own files name ends what is learned and what is generated.
+mkdir "$out/ended"
+cp "$out/llama"/* "$out/ended"
+echo '{"model_max_length": 1024}' >"$out/ended/tokenizer_config.json"
+ids=$("$program" generate --model "$out/llama" --prompt "ab=" --max-new-tokens 8 --json 2>/dev/null |
+  sed 's/.*"ids":\[\([0-9,]*\)\].*/\1/')
+IFS=, read -r -a ids <<<"$ids"
+for ends in "${ids[2]}" "[60, ${ids[2]}]"; do
+  echo "{\"eos_token_id\": $ends}" >"$out/ended/generation_config.json"
+  expect 0 '"finish_reason":"end_token"' generate --model "$out/ended" --prompt "ab=" --max-new-tokens 8 --json
+done
+learn_ended=(train --anchor "$out/ended" --augment "$out/llama_narrow" --adapter "$out/fresh" --steps 1)
+expect 0 "after 1 steps" "${learn_ended[@]}" --data "$out/first.jsonl" --out "$out/learned_ended"
+if grep -qF "names an end token" "$out/printed"; then
+  echo "calm train: an end token of generation_config.json was not found" >&2
+  failed=1
+fi
+echo '{"eos_token_id": "<s>"}' >"$out/ended/generation_config.json"
+expect 1 'generation_config.json: "eos_token_id": expected an integer' generate --model "$out/ended" --prompt "ab="
+
 # An adapter keeps the alignment that it was made for.
 expect 0 "1 links" init "${texts[@]}" --links-count 1 --alignment bytes --out "$out/by_bytes"
 expect 0 "ids" generate "${texts[@]}" --adapter "$out/by_bytes" --prompt "ab=" --max-new-tokens 2 --json

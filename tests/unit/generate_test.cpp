@@ -306,35 +306,39 @@ TEST_CASE("generation ends before a stop string that spans tokens, and streams t
   CHECK(ended >= 4);
 }
 
-TEST_CASE("generation ends with the end token, which is streamed and not kept") {
+TEST_CASE("generation ends with any end token, which is streamed and not kept") {
   const Composed model = make_composed();
   const Prompts prompts = make_prompts();
   const SamplerOptions varied{.temperature = 3, .seed = 2};
   const auto whole = run(model, prompts, {.max_new_tokens = 20, .sampler = varied, .text_of = text_of});
-  const TokenId end = whole[0].ids[3];
+  const std::vector<TokenId> ends{whole[1].ids[5], whole[0].ids[3]};
   std::vector<TokenId> last_streamed(prompts.size(), -1);
   std::vector<std::string> streamed(prompts.size());
   // A stop string that never completes holds text back until the end.
-  const auto results = run(
-      model, prompts,
-      {.max_new_tokens = 20, .end_token = end, .sampler = varied, .stop = {"aaaaaaaa", "bbbbbbbb"}, .text_of = text_of},
-      [&](const StreamedToken& token) {
-        last_streamed[token.prompt] = token.token.id;
-        streamed[token.prompt] += token.text;
-      });
+  const auto results = run(model, prompts,
+                           {.max_new_tokens = 20,
+                            .end_tokens = ends,
+                            .sampler = varied,
+                            .stop = {"aaaaaaaa", "bbbbbbbb"},
+                            .text_of = text_of},
+                           [&](const StreamedToken& token) {
+                             last_streamed[token.prompt] = token.token.id;
+                             streamed[token.prompt] += token.text;
+                           });
   for (std::size_t p = 0; p < prompts.size(); ++p) {
     CAPTURE(p);
-    const auto found = std::find(whole[p].ids.begin(), whole[p].ids.end(), end);
+    const auto found = std::find_first_of(whole[p].ids.begin(), whole[p].ids.end(), ends.begin(), ends.end());
     CHECK(results[p].ids == std::vector<TokenId>(whole[p].ids.begin(), found));
     CHECK(results[p].log_probabilities.size() == results[p].ids.size());
     CHECK(results[p].reason == (found == whole[p].ids.end() ? FinishReason::length : FinishReason::end_token));
-    if (found != whole[p].ids.end()) CHECK(last_streamed[p] == end);
+    if (found != whole[p].ids.end()) CHECK(last_streamed[p] == *found);
     std::string text;
     for (const TokenId id : results[p].ids) text += text_of(id);
     CHECK(results[p].text == text);
     CHECK(streamed[p] == text);
   }
   CHECK(results[0].reason == FinishReason::end_token);
+  CHECK(results[1].reason == FinishReason::end_token);
 }
 
 TEST_CASE("at the context limit generation refuses before it begins, or stops there") {

@@ -3,7 +3,6 @@
 #include <calm/io/tokenizer/chat.hpp>
 #include <calm/io/tokenizer/gguf_vocabulary.hpp>
 #include <calm/io/tokenizer/tokenizer_json.hpp>
-
 #include <support/temporary_folder.hpp>
 
 #include <fstream>
@@ -409,6 +408,41 @@ TEST_CASE("a GGUF vocabulary that fits nothing is refused with the reason") {
       "are both \"b\""));
   CHECK(has(refused([](auto& file) { file.bos = 10; }), "the bos token 10"));
   CHECK(has(refused([](auto& file) { file.tokens = {}; }), "0 tokens"));
+}
+
+TEST_CASE("a text ends with the token of tokenizer_config.json, then with those of the model's own files") {
+  const calm_test::TemporaryFolder folder;
+  const auto write = [&](const char* name, const std::string& text) { std::ofstream(folder.path / name) << text; };
+  const auto ends = [&] { return calm::load_tokenizer(folder.path).ends(); };
+  const auto error = [&] {
+    try {
+      ends();
+    } catch (const calm::FormatError& failure) {
+      return std::string(failure.what());
+    }
+    return std::string("no error");
+  };
+  write("tokenizer.json", byte_level);
+  CHECK(ends().empty());
+  CHECK_FALSE(calm::load_tokenizer(folder.path).eos().has_value());
+  write("tokenizer_config.json", R"({"model_max_length": 1024})");
+  write("config.json", R"({"eos_token_id": 9})");
+  CHECK(ends() == Ids{9});
+  write("config.json", R"({"text_config": {"eos_token_id": [9, 10]}})");
+  CHECK(ends() == Ids{9, 10});
+  write("generation_config.json", R"({"eos_token_id": null})");
+  CHECK(ends() == Ids{9, 10});
+  write("generation_config.json", R"({"eos_token_id": [10, 5]})");
+  CHECK(ends() == Ids{10, 5});
+  CHECK(calm::load_tokenizer(folder.path).eos() == 10);
+  for (const char* value : {"\"</s>\"", "true", "-1", "1.5", "[1, \"x\"]", "{}", "99999999999"}) {
+    CAPTURE(value);
+    write("generation_config.json", std::string(R"({"eos_token_id": )") + value + "}");
+    CHECK(has(error(), "generation_config.json: \"eos_token_id\": expected an integer"));
+  }
+  write("tokenizer_config.json", R"({"eos_token": "<end>"})");
+  write("generation_config.json", R"({"eos_token_id": [10, 7]})");
+  CHECK(ends() == Ids{7, 10});
 }
 
 TEST_CASE("a chat template is recognised by its marks or refused") {

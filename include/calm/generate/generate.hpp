@@ -7,6 +7,7 @@
 #include <calm/model/decoder.hpp>
 #include <calm/nn/embedding.hpp>
 
+#include <algorithm>
 #include <functional>
 #include <string>
 
@@ -25,7 +26,7 @@ enum class FinishReason : std::uint8_t { end_token, stop_string, length, context
 
 struct GenerateOptions {
   Index max_new_tokens = 128;
-  TokenId end_token = -1;  // -1: none
+  std::vector<TokenId> end_tokens = {};  // any of them ends a text; empty: none
   SamplerOptions sampler = {};
   std::vector<std::string> stop = {};  // needs `text_of`; the text ends before the first that appears
   std::function<std::string(TokenId)> text_of = {};
@@ -170,7 +171,8 @@ requires LanguageModel<Model, Ctx> std::vector<Generation> generate(
         const SampledToken token =
             sampler(std::span<const Scalar>(logits.row(static_cast<Index>(i)), static_cast<std::size_t>(logits.cols)),
                     now.random);
-        const bool ended = token.id == options.end_token;
+        const bool ended =
+            std::find(options.end_tokens.begin(), options.end_tokens.end(), token.id) != options.end_tokens.end();
         bool stopped = false;
         if (!ended) {
           result.ids.push_back(token.id);

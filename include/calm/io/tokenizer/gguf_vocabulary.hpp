@@ -237,14 +237,14 @@ class GgufVocabularyReader {
       return id;
     };
     parts_.bos = check(file_.bos, "bos");
-    parts_.eos = check(file_.eos, "eos");
+    if (const auto eos = check(file_.eos, "eos")) parts_.ends = {*eos};
     parts_.pad = check(file_.pad, "pad");
     parts_.unknown = check(file_.unknown, "unknown");
     if (!parts_.bpe.byte_level && parts_.bpe.unknown == Vocabulary::none)
       parts_.bpe.unknown = parts_.unknown.value_or(Vocabulary::none);
     if (file_.add_bos.value_or(!parts_.bpe.byte_level || is_llama3(file_.pre)) && parts_.bos)
       parts_.prefix.push_back(*parts_.bos);
-    if (file_.add_eos.value_or(false) && parts_.eos) parts_.suffix.push_back(*parts_.eos);
+    if (file_.add_eos.value_or(false) && !parts_.ends.empty()) parts_.suffix.push_back(parts_.ends.front());
     parts_.chat_template = file_.chat_template;
     parts_.chat_source = where_;
   }

@@ -48,7 +48,8 @@ struct TokenizerParts {
   PreTokenizer pre_tokenizer;
   TokenDecoder decoder;
   std::vector<TokenId> prefix, suffix;  // added by add_special
-  std::optional<TokenId> bos, eos, unknown, pad;
+  std::optional<TokenId> bos, unknown, pad;
+  std::vector<TokenId> ends;  // any of them ends a text; the first is the one to write after it
   std::string chat_template;  // as the file has it; empty: none
   std::string chat_source;    // the file that has it; the model, where none has
 };
@@ -147,7 +148,10 @@ class Tokenizer {
   }
 
   std::optional<TokenId> bos() const { return parts_.bos; }
-  std::optional<TokenId> eos() const { return parts_.eos; }
+  /// The token to write after a text.
+  std::optional<TokenId> eos() const { return parts_.ends.empty() ? std::nullopt : std::optional(parts_.ends.front()); }
+  /// The tokens any of which ends what a model writes; eos() is the first.
+  const std::vector<TokenId>& ends() const { return parts_.ends; }
   std::optional<TokenId> unknown() const { return parts_.unknown; }
   std::optional<TokenId> pad() const { return parts_.pad; }
   const std::string& chat_template() const { return parts_.chat_template; }

@@ -1,5 +1,6 @@
 // tokenizer.json of Hugging Face tokenizers (https://huggingface.co/docs/tokenizers), and beside it the special tokens
-// of tokenizer_config.json and the chat template there or in chat_template.jinja.
+// of tokenizer_config.json, the chat template there or in chat_template.jinja, and the end tokens of
+// generation_config.json or config.json.
 //
 // Read: the model BPE. Refused by name: other models, dropout, prefixes and suffixes of subwords, and steps that make a
 // text longer than 64 times its bytes and 4 kB (text_growth.hpp). Padding and truncation are no part of a tokenizer
@@ -13,6 +14,7 @@
 #include <calm/io/tokenizer/pipeline_json.hpp>
 #include <calm/io/tokenizer/tokenizer.hpp>
 
+#include <algorithm>
 #include <filesystem>
 #include <map>
 #include <string>
@@ -180,7 +182,9 @@ inline void apply_tokenizer_config(const Json& config, const std::string& where,
       if (token.content == content) id = token.id;
   };
   take("bos_token", parts.bos);
-  take("eos_token", parts.eos);
+  std::optional<TokenId> eos;
+  take("eos_token", eos);
+  if (eos) parts.ends = {*eos};
   take("unk_token", parts.unknown);
   take("pad_token", parts.pad);
   const Json* chat = find_value(config, "chat_template", where);
@@ -197,8 +201,28 @@ inline void apply_tokenizer_config(const Json& config, const std::string& where,
   }
 }
 
+/// The "eos_token_id" of a generation_config.json or config.json, a number or a list of them; empty where it has none.
+/// Throws FormatError for anything else.
+inline std::vector<TokenId> read_end_tokens(const Json& config, const std::string& where) {
+  std::vector<TokenId> ends;
+  const std::string what = where + ": \"eos_token_id\"";
+  if (const Json* value = find_value(config, "eos_token_id", where)) {
+    require<FormatError>(value->is_array() || value->is_number_integer(), what,
+                         ": expected an integer or an array of integers, found ", kind_of(*value));
+    const auto add = [&](const Json& id) {
+      ends.push_back(static_cast<TokenId>(to_integer(id, what, 0, Vocabulary::most_ids - 1)));
+    };
+    if (value->is_array()) std::for_each(value->begin(), value->end(), add);
+    else add(*value);
+  }
+  if (ends.empty() && find_value(config, "text_config", where) != nullptr)
+    return read_end_tokens(get_object(config, "text_config", where), where + ": \"text_config\"");
+  return ends;
+}
+
 /// Reads tokenizer.json at `path`, or in the folder `path` with the tokenizer_config.json and chat_template.jinja
-/// there, where there are any; as in transformers, the template of the latter counts. Throws IoError or FormatError.
+/// there, where there are any; as in transformers, the template of the latter counts. The end token of the former comes
+/// first, behind it those at which the model's own files say that it stops. Throws IoError or FormatError.
 inline Tokenizer load_tokenizer(const std::filesystem::path& path) {
   const std::filesystem::path folder = is_folder(path) ? path : std::filesystem::path();
   const auto file = FileMap::open(folder.empty() ? path : folder / "tokenizer.json");
@@ -215,6 +239,12 @@ inline Tokenizer load_tokenizer(const std::filesystem::path& path) {
     parts.chat_template = chat->text();
     parts.chat_source = chat->path();
   }
+  std::vector<TokenId> ends;
+  for (const char* name : {"generation_config.json", "config.json"})
+    if (!folder.empty() && ends.empty() && is_there(folder / name))
+      ends = read_end_tokens(read_json(folder / name), (folder / name).string());
+  for (const TokenId end : ends)
+    if (std::find(parts.ends.begin(), parts.ends.end(), end) == parts.ends.end()) parts.ends.push_back(end);
   return Tokenizer(std::move(parts));
 }
 
