@@ -29,7 +29,7 @@ struct KeepStreams {
 };
 
 template <class Model>
-void logits(Ctx& ctx, const Model& model, const Options& o, const TokenizerPointer& tokenizer) {
+void logits(Ctx& ctx, const Model& model, const Options& o, const ModelTokenizer& tokenizer) {
   using ConstView = calm::MatrixView<const float>;
   const std::vector<TokenId> ids = ids_of(o, tokenizer);
   const auto count = static_cast<Index>(ids.size());
@@ -103,14 +103,14 @@ inline calm::GenerateOptions generate_options(const Options& o, const calm::Toke
 }
 
 template <class Model>
-void generate(Ctx& ctx, const Model& model, const Options& o, const TokenizerPointer& tokenizer) {
-  calm::require<calm::ConfigError>(tokenizer != nullptr, o.main_model(), ": has no tokenizer");
-  const std::vector<std::vector<TokenId>> prompts{prompt_ids(*tokenizer, prompt_text(o, *tokenizer, o.prompt))};
-  calm::TokenStream stream(*tokenizer);
+void generate(Ctx& ctx, const Model& model, const Options& o, const ModelTokenizer& model_tokenizer) {
+  const calm::Tokenizer& tokenizer = model_tokenizer.get();
+  const std::vector<std::vector<TokenId>> prompts{prompt_ids(tokenizer, prompt_text(o, tokenizer, o.prompt))};
+  calm::TokenStream stream(tokenizer);
   for (const TokenId id : prompts[0]) stream.push(id);  // what follows is no beginning of a text
-  calm::GenerateOptions options = generate_options(o, *tokenizer);
+  calm::GenerateOptions options = generate_options(o, tokenizer);
   options.stop = o.stop;
-  options.text_of = [&](TokenId id) { return id < tokenizer->vocabulary_size() ? stream.push(id) : std::string(); };
+  options.text_of = [&](TokenId id) { return id < tokenizer.vocabulary_size() ? stream.push(id) : std::string(); };
   const auto result = calm::generate(ctx, model, std::span(prompts), options, [&](const calm::StreamedToken& token) {
     if (!o.json) std::cout << token.text << std::flush;
   });
@@ -143,11 +143,11 @@ inline std::vector<calm::Example> examples_of(const Options& o, const std::strin
 }
 
 template <class Model>
-void evaluate(Ctx& ctx, const Model& model, const Options& o, const TokenizerPointer& tokenizer) {
-  calm::require<calm::ConfigError>(tokenizer != nullptr, o.main_model(), ": has no tokenizer");
+void evaluate(Ctx& ctx, const Model& model, const Options& o, const ModelTokenizer& model_tokenizer) {
+  const calm::Tokenizer& tokenizer = model_tokenizer.get();
   nlohmann::json result{{"metric", o.metric}};
   if (o.metric == "nll") {
-    const calm::PackedDataset data(examples_of(o, o.data, *tokenizer), o.batch_tokens, 0);
+    const calm::PackedDataset data(examples_of(o, o.data, tokenizer), o.batch_tokens, 0);
     double total = 0, count = 0;
     calm::Progress progress("eval", data.size());
     for (const calm::PackedBatch& batch : data.batches()) {
@@ -161,7 +161,7 @@ void evaluate(Ctx& ctx, const Model& model, const Options& o, const TokenizerPoi
     result["unit"] = "nats a token";
   } else {
     const auto texts = calm::read_text_examples(o.data);
-    calm::GenerateOptions options = generate_options(o, *tokenizer);
+    calm::GenerateOptions options = generate_options(o, tokenizer);
     options.batch = 32;
     calm::Chrf chrf;
     double exact = 0;
@@ -170,14 +170,14 @@ void evaluate(Ctx& ctx, const Model& model, const Options& o, const TokenizerPoi
       std::vector<std::vector<TokenId>> prompts;
       const std::size_t end = std::min(texts.size(), begin + 32);
       for (std::size_t i = begin; i < end; ++i)
-        prompts.push_back(prompt_ids(*tokenizer, prompt_text(o, *tokenizer, texts[i].prompt)));
+        prompts.push_back(prompt_ids(tokenizer, prompt_text(o, tokenizer, texts[i].prompt)));
       const auto answers = calm::generate(ctx, model, std::span(prompts), options);
       for (std::size_t i = begin; i < end; ++i) {
-        calm::TokenStream stream(*tokenizer);
+        calm::TokenStream stream(tokenizer);
         for (const TokenId id : prompts[i - begin]) stream.push(id);
         std::string answer;
         for (const TokenId id : answers[i - begin].ids)
-          if (id < tokenizer->vocabulary_size()) answer += stream.push(id);  // models pad their vocabulary
+          if (id < tokenizer.vocabulary_size()) answer += stream.push(id);  // models pad their vocabulary
         answer += stream.finish();
         for (const std::string& stop : o.stop) answer.resize(std::min(answer.size(), answer.find(stop)));
         exact += answer == texts[i].completion ? 1 : 0;
@@ -195,7 +195,7 @@ void evaluate(Ctx& ctx, const Model& model, const Options& o, const TokenizerPoi
 }
 
 template <class Model>
-void gradients(Ctx& ctx, Model& model, const Options& o, const TokenizerPointer& tokenizer) {
+void gradients(Ctx& ctx, Model& model, const Options& o, const ModelTokenizer& tokenizer) {
   const std::vector<TokenId> ids = ids_of(o, tokenizer);
   calm::require<calm::ConfigError>(ids.size() >= 2, "--ids: a loss needs at least two tokens, found ", ids.size());
   calm::PackedBatch batch;
@@ -218,15 +218,15 @@ void gradients(Ctx& ctx, Model& model, const Options& o, const TokenizerPointer&
 }
 
 template <class Model>
-void train(Ctx& ctx, Model& model, const Options& o, const TokenizerPointer& tokenizer,
+void train(Ctx& ctx, Model& model, const Options& o, const ModelTokenizer& model_tokenizer,
            const std::vector<calm::BaseDescription>& bases, const std::string& alignment) {
-  calm::require<calm::ConfigError>(tokenizer != nullptr, o.main_model(), ": has no tokenizer");
-  if (!tokenizer->eos())
+  const calm::Tokenizer& tokenizer = model_tokenizer.get();
+  if (!tokenizer.eos())
     std::cerr << "calm: " << o.main_model()
               << ": no file of the model names an end token; completions are learned without\n";
-  const calm::PackedDataset data(examples_of(o, o.data, *tokenizer), o.batch_tokens, o.seed);
+  const calm::PackedDataset data(examples_of(o, o.data, tokenizer), o.batch_tokens, o.seed);
   std::optional<calm::PackedDataset> valid;
-  if (!o.valid.empty()) valid.emplace(examples_of(o, o.valid, *tokenizer), o.batch_tokens, 0);
+  if (!o.valid.empty()) valid.emplace(examples_of(o, o.valid, tokenizer), o.batch_tokens, 0);
   calm::Trainer trainer(
       ctx, model,
       calm::CosineSchedule{.peak = o.learning_rate, .warmup = std::min<Index>(50, o.steps / 10), .steps = o.steps});
@@ -270,10 +270,11 @@ void train(Ctx& ctx, Model& model, const Options& o, const TokenizerPointer& tok
   else std::cout << "loss " << loss << " after " << trainer.step_count() << " steps -> " << o.out << '\n';
 }
 
-/// Tokens to measure with: a text, or where there is no tokenizer the first of the vocabulary.
+/// Tokens to measure with: a text, or where no tokenizer can be read the first of the vocabulary.
 inline std::vector<TokenId> ids_to_measure(Index count, const calm::ModelSpec& spec,
-                                           const TokenizerPointer& tokenizer) {
+                                           const ModelTokenizer& model_tokenizer) {
   std::vector<TokenId> ids;
+  const TokenizerPointer tokenizer = model_tokenizer.fault().empty() ? model_tokenizer.find() : nullptr;
   while (tokenizer && static_cast<Index>(ids.size()) < count)
     for (const TokenId id :
          encode_plain(*tokenizer, "The small model knows, and the large model writes it down. ", false))
@@ -364,19 +365,19 @@ void print_cost(Ctx& ctx, Model& model, const Options& o, const std::vector<Toke
 
 /// The commands that take any model.
 template <class Model>
-void run_any(Ctx& ctx, const Model& model, const Options& o, const TokenizerPointer& tokenizer) {
+void run_any(Ctx& ctx, const Model& model, const Options& o, const ModelTokenizer& tokenizer) {
   if (o.command == Command::logits) logits(ctx, model, o, tokenizer);
   else if (o.command == Command::generate) generate(ctx, model, o, tokenizer);
   else evaluate(ctx, model, o, tokenizer);
 }
 
 template <class Anchor>
-void run_composed(Ctx& ctx, const Options& o, std::shared_ptr<const Anchor> anchor, const TokenizerPointer& tokenizer,
+void run_composed(Ctx& ctx, const Options& o, std::shared_ptr<const Anchor> anchor, const ModelTokenizer& tokenizer,
                   const std::vector<OpenedAugment>& augments) {
   using Model = calm::ComposedModel<Anchor, Augments>;
   std::vector<std::shared_ptr<const Augment>> models;
   for (const OpenedAugment& augment : augments) models.push_back(augment.model);
-  std::vector<calm::BaseDescription> bases{calm::describe(*anchor, identity_of(tokenizer))};
+  std::vector<calm::BaseDescription> bases{calm::describe(*anchor, tokenizer.identity())};
   for (const OpenedAugment& augment : augments) bases.push_back(augment.description);
   if (o.command == Command::init) {
     calm::BridgeOptions options = o.preset == "paper" ? calm::preset::paper() : calm::BridgeOptions{};
@@ -392,6 +393,9 @@ void run_composed(Ctx& ctx, const Options& o, std::shared_ptr<const Anchor> anch
     return;
   }
   const calm::AdapterConfig config = calm::read_adapter_config(o.adapter);
+  for (std::size_t i = 0; i < std::min(bases.size(), config.bases.size()); ++i)
+    if (!(i == 0 ? tokenizer : augments[i - 1].tokenizer).fault().empty())  // it is not known which one it is
+      bases[i].tokenizer = config.bases[i].tokenizer;
   calm::adapter::check_bases(o.adapter, config.bases, bases, o.allow_requantised);
   const std::string alignment = alignment_of(o, config.alignment, tokenizer, augments);
   Model model(anchor, models, calm::Links(config.links), config.options, aligners_of(alignment, tokenizer, augments));
@@ -419,7 +423,7 @@ void run_composed(Ctx& ctx, const Options& o, std::shared_ptr<const Anchor> anch
 template <class Architecture>
 void run_with(Ctx& ctx, const Options& o, const calm::Pretrained& files) {
   const auto model = files.open_as<calm::Transformer<Architecture>>();
-  const TokenizerPointer tokenizer = find_tokenizer(o.main_model());
+  const ModelTokenizer tokenizer(o.main_model());
   if (!o.composed() && o.command == Command::inspect)
     return print_cost(ctx, *model, o, ids_to_measure(o.tokens + 16, model->spec(), tokenizer),
                       {.anchor = calm::cost_of(*model), .value_bytes = o.compute == "bf16" ? 2.0 : 0.0});
@@ -430,10 +434,11 @@ void run_with(Ctx& ctx, const Options& o, const calm::Pretrained& files) {
 }
 
 template <class Architecture>
-OpenedAugment open_augment_as(const calm::Pretrained& files, TokenizerPointer tokenizer) {
+OpenedAugment open_augment_as(const calm::Pretrained& files) {
   const auto model = files.open_as<calm::Transformer<Architecture>>();
-  return {std::make_shared<const Augment>(model), calm::describe(*model, identity_of(tokenizer)), std::move(tokenizer),
-          calm::cost_of(*model)};
+  ModelTokenizer tokenizer(files.path().string());
+  calm::BaseDescription description = calm::describe(*model, tokenizer.identity());
+  return {std::make_shared<const Augment>(model), std::move(description), std::move(tokenizer), calm::cost_of(*model)};
 }
 
 /// Of a frozen weight's cpu::PanelForm.

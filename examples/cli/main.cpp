@@ -266,7 +266,9 @@ void inspect(const Options& o) {
   result["stored_bytes"] = weights.bytes;
   result["packed_bytes"] = packed;  // for training, and in bf16; each weight's part is made when it is first multiplied
   result["cache_bytes_a_token"] = 2 * spec.blocks * spec.heads.kv_heads * spec.heads.width * Index{sizeof(float)};
-  if (const TokenizerPointer tokenizer = find_tokenizer(o.model)) result["tokenizer"] = tokenizer->identity();
+  const ModelTokenizer tokenizer(o.model);
+  if (!tokenizer.identity().empty()) result["tokenizer"] = tokenizer.identity();
+  if (!tokenizer.fault().empty()) result["tokenizer"] = "cannot be read: " + tokenizer.fault();
   print(o, result);
 }
 

@@ -10,9 +10,8 @@ namespace cli {
 
 OpenedAugment open_augment(const std::string& path) {
   const calm::Pretrained files(path);
-  return calm::zoo::All::visit(files.model_type(), [&](auto architecture) {
-    return open_augment_as<decltype(architecture)>(files, find_tokenizer(path));
-  });
+  return calm::zoo::All::visit(files.model_type(),
+                               [&](auto architecture) { return open_augment_as<decltype(architecture)>(files); });
 }
 
 std::vector<TokenId> parse_ids(const std::string& text) {
@@ -43,19 +42,27 @@ calm::Links links_of(const Options& o) {
   return calm::Links(calm::parse_links(o.links, "--links"));
 }
 
-std::string alignment_of(const Options& o, const std::string& stored, const TokenizerPointer& anchor,
+std::string alignment_of(const Options& o, const std::string& stored, const ModelTokenizer& anchor,
                          const std::vector<OpenedAugment>& augments) {
   calm::require<calm::ConfigError>(stored.empty() || o.alignment.empty() || stored == o.alignment, "--alignment ",
                                    o.alignment, ": the adapter was made for the alignment ", stored);
   if (!stored.empty()) return stored;
   if (!o.alignment.empty()) return o.alignment;
+  const auto check = [](const ModelTokenizer& tokenizer) {
+    calm::require<calm::FormatError>(tokenizer.fault().empty(), tokenizer.fault(),
+                                     "; with --alignment identity no tokenizer is needed");
+  };
+  check(anchor);
   bool one = true;
-  for (const OpenedAugment& augment : augments) one = one && identity_of(anchor) == identity_of(augment.tokenizer);
+  for (const OpenedAugment& augment : augments) {
+    check(augment.tokenizer);
+    one = one && anchor.identity() == augment.tokenizer.identity();
+  }
   return one ? "identity" : "bytes";
 }
 
 std::vector<std::shared_ptr<const calm::Aligner>> aligners_of(const std::string& alignment,
-                                                              const TokenizerPointer& anchor,
+                                                              const ModelTokenizer& anchor,
                                                               const std::vector<OpenedAugment>& augments) {
   std::vector<std::shared_ptr<const calm::Aligner>> aligners;
   for (const OpenedAugment& augment : augments) {
@@ -63,10 +70,11 @@ std::vector<std::shared_ptr<const calm::Aligner>> aligners_of(const std::string&
       aligners.push_back(std::make_shared<calm::IdentityAligner>());
       continue;
     }
-    calm::require<calm::ConfigError>(anchor && augment.tokenizer,
+    const TokenizerPointer &outer = anchor.find(), &inner = augment.tokenizer.find();
+    calm::require<calm::ConfigError>(outer && inner,
                                      "an alignment by bytes needs the tokenizers of the anchor and of each augment; "
                                      "with --ids give --alignment identity");
-    aligners.push_back(std::make_shared<calm::ByteAligner>(anchor, augment.tokenizer, augment.model->spec().context));
+    aligners.push_back(std::make_shared<calm::ByteAligner>(outer, inner, augment.model->spec().context));
   }
   return aligners;
 }

@@ -12,6 +12,7 @@
 #include <calm/io/tokenizer/pretrained_tokenizer.hpp>
 
 #include <map>
+#include <utility>
 
 namespace cli {
 
@@ -22,18 +23,54 @@ using Augment = calm::AnyAugment<Ctx>;
 using Augments = calm::AnyAugments<Ctx>;
 using TokenizerPointer = std::shared_ptr<const calm::Tokenizer>;
 
-/// nullptr where the model has none.
-inline TokenizerPointer find_tokenizer(const std::string& path) {
-  auto tokenizer = calm::find_tokenizer(path);
-  return tokenizer ? std::make_shared<const calm::Tokenizer>(std::move(*tokenizer)) : nullptr;
-}
+/// The tokenizer of a model, opened when it is first asked for. One that cannot be read is an error only where it is
+/// needed.
+class ModelTokenizer {
+ public:
+  explicit ModelTokenizer(std::string path) : path_(std::move(path)) {}
 
-inline std::string identity_of(const TokenizerPointer& tokenizer) { return tokenizer ? tokenizer->identity() : ""; }
+  /// nullptr where the model has none. Throws FormatError where it cannot be read.
+  const TokenizerPointer& find() const {
+    calm::require<calm::FormatError>(fault().empty(), fault());
+    return tokenizer_;
+  }
+  /// The same, and a ConfigError where the model has none; `instead` says what to do then.
+  const calm::Tokenizer& get(const char* instead = "") const {
+    calm::require<calm::ConfigError>(find() != nullptr, path_, ": has no tokenizer", instead);
+    return *tokenizer_;
+  }
+  /// Why it cannot be read; empty where it can be, and where the model has none.
+  const std::string& fault() const {
+    open();
+    return fault_;
+  }
+  /// Empty where the model has none, or one that cannot be read.
+  std::string identity() const {
+    open();
+    return tokenizer_ ? tokenizer_->identity() : "";
+  }
+
+ private:
+  void open() const {
+    if (std::exchange(opened_, true)) return;
+    try {
+      if (auto tokenizer = calm::find_tokenizer(path_))
+        tokenizer_ = std::make_shared<const calm::Tokenizer>(std::move(*tokenizer));
+    } catch (const calm::Error& error) {
+      fault_ = error.what();
+    }
+  }
+
+  std::string path_;
+  mutable bool opened_ = false;
+  mutable TokenizerPointer tokenizer_;
+  mutable std::string fault_;
+};
 
 struct OpenedAugment {
   std::shared_ptr<const Augment> model;
   calm::BaseDescription description;
-  TokenizerPointer tokenizer;
+  ModelTokenizer tokenizer;
   calm::ModelCost cost;
 };
 
@@ -58,7 +95,7 @@ struct StoredWeights {
 template <class Architecture>
 void run_with(Ctx& ctx, const Options& options, const calm::Pretrained& files);
 template <class Architecture>
-OpenedAugment open_augment_as(const calm::Pretrained& files, TokenizerPointer tokenizer);
+OpenedAugment open_augment_as(const calm::Pretrained& files);
 template <class Architecture>
 StoredWeights stored_weights_of(const calm::Pretrained& files);
 
@@ -66,11 +103,11 @@ StoredWeights stored_weights_of(const calm::Pretrained& files);
 std::vector<TokenId> parse_ids(const std::string& text);
 
 /// The ids that --ids or --text give.
-inline std::vector<TokenId> ids_of(const Options& o, const TokenizerPointer& tokenizer) {
+inline std::vector<TokenId> ids_of(const Options& o, const ModelTokenizer& tokenizer) {
   if (!o.ids.empty()) return parse_ids(o.ids);
-  calm::require<calm::ConfigError>(tokenizer != nullptr, o.main_model(), ": has no tokenizer; give --ids");
   std::vector<TokenId> ids;
-  for (const auto& token : tokenizer->encode(o.text, {.add_special = !o.no_special})) ids.push_back(token.id);
+  for (const auto& token : tokenizer.get("; give --ids").encode(o.text, {.add_special = !o.no_special}))
+    ids.push_back(token.id);
   calm::require<calm::ConfigError>(!ids.empty(), "the text gives no token; give at least one");
   return ids;
 }
@@ -79,11 +116,11 @@ inline std::vector<TokenId> ids_of(const Options& o, const TokenizerPointer& tok
 calm::Links links_of(const Options& o);
 
 /// How the augments read what the anchor writes: what the adapter was made with (`stored`), which --alignment may not
-/// contradict; without either identity where the tokenizers are one.
-std::string alignment_of(const Options& o, const std::string& stored, const TokenizerPointer& anchor,
+/// contradict; without either identity where the tokenizers are one, which have to be readable then.
+std::string alignment_of(const Options& o, const std::string& stored, const ModelTokenizer& anchor,
                          const std::vector<OpenedAugment>& augments);
 std::vector<std::shared_ptr<const calm::Aligner>> aligners_of(const std::string& alignment,
-                                                              const TokenizerPointer& anchor,
+                                                              const ModelTokenizer& anchor,
                                                               const std::vector<OpenedAugment>& augments);
 
 }  // namespace cli

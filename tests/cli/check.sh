@@ -95,6 +95,29 @@ expect 1 "the adapter was made for the alignment bytes" \
 expect 1 "augment 0 of the adapter has the tokenizer" \
   generate --anchor "$out/llama" --augment "$narrow" --adapter "$out/by_bytes" --prompt "ab="
 
+# With --ids and --alignment identity no tokenizer is needed, so one that cannot be read is in nobody's way.
+for name in llama llama_narrow; do
+  mkdir "$out/unigram_$name"
+  cp "$out/$name/config.json" "$out/$name/model.safetensors" "$out/unigram_$name"
+  echo '{"model": {"type": "Unigram", "vocab": []}}' >"$out/unigram_$name/tokenizer.json"
+done
+mkdir "$out/other_ids"
+cp "$out/llama_narrow"/* "$out/other_ids"
+sed -i 's/"a":1,"b":2/"b":1,"a":2/' "$out/other_ids/tokenizer.json"
+unigram=(--anchor "$out/unigram_llama" --augment "$out/unigram_llama_narrow")
+expect 0 "cannot be read: $out/unigram_llama/tokenizer.json" inspect "$out/unigram_llama"
+expect 0 "decode" inspect "$out/unigram_llama" --cost --tokens 8
+expect 0 "3 tokens" logits --model "$out/unigram_llama" --ids 1,2,3 --out "$out/unigram.safetensors"
+expect 1 "is not supported" logits --model "$out/unigram_llama" --text "ab" --out "$out/none"
+expect 0 "1 links" init "${unigram[@]}" --links-count 1 --alignment identity --out "$out/unigram"
+expect 1 "with --alignment identity no tokenizer is needed" init "${unigram[@]}" --links-count 1 --out "$out/none"
+expect 1 "is not supported" init "${unigram[@]}" --links-count 1 --alignment bytes --out "$out/none"
+expect 0 "loss" gradients "${unigram[@]}" --adapter "$out/unigram" --ids 1,2,3 --out "$out/unigram.safetensors"
+expect 0 "loss" gradients "${unigram[@]}" --adapter "$out/fresh" --ids 1,2,3 --out "$out/unigram.safetensors"
+expect 1 "is not supported" generate "${unigram[@]}" --adapter "$out/unigram" --prompt "ab="
+expect 1 "augment 0 of the adapter has the tokenizer" gradients --anchor "$out/unigram_llama" --augment "$out/other_ids" \
+  --adapter "$out/fresh" --ids 1,2,3 --out "$out/none"
+
 # Generation ends where the context of an augment is full; a prompt that does not fit into it is refused.
 mkdir "$out/short"
 cp "$out/llama_narrow"/*.json "$out/llama_narrow/model.safetensors" "$out/short"
