@@ -28,12 +28,23 @@ struct KeepStreams {
   }
 };
 
+/// Throws where a sequence is longer than the context of the model or of an augment; `what` names it.
+template <class Model>
+void check_fits(const Model& model, std::span<const TokenId> ids, Index prompt_length, const std::string& what) {
+  const auto count = static_cast<Index>(ids.size());
+  calm::require<calm::ContextLimitError>(count <= model.spec().context, what, " has ", count,
+                                         " tokens, but the model's context is ", model.spec().context, "; shorten it");
+  calm::require<calm::ContextLimitError>(model.fits(nullptr, 0, ids, prompt_length, 0), what, " has ", count,
+                                         " tokens, which the context of an augment does not hold; shorten it");
+}
+
 template <class Model>
 void logits(Ctx& ctx, const Model& model, const Options& o, const ModelTokenizer& tokenizer) {
   using ConstView = calm::MatrixView<const float>;
   const std::vector<TokenId> ids = ids_of(o, tokenizer);
   const auto count = static_cast<Index>(ids.size());
   const std::vector<Index> offsets{0, count}, prompts{o.ids.empty() ? count : Index{0}};
+  check_fits(model, ids, prompts[0], o.main_model() + ": the text");
   const calm::TokenBatch batch{ids, offsets, prompts, {}};
   typename Model::States states;
   model.prepare_augments(ctx, batch, states);
@@ -106,6 +117,7 @@ template <class Model>
 void generate(Ctx& ctx, const Model& model, const Options& o, const ModelTokenizer& model_tokenizer) {
   const calm::Tokenizer& tokenizer = model_tokenizer.get();
   const std::vector<std::vector<TokenId>> prompts{prompt_ids(tokenizer, prompt_text(o, tokenizer, o.prompt))};
+  check_fits(model, prompts[0], static_cast<Index>(prompts[0].size()), o.main_model() + ": the prompt");
   calm::TokenStream stream(tokenizer);
   for (const TokenId id : prompts[0]) stream.push(id);  // what follows is no beginning of a text
   calm::GenerateOptions options = generate_options(o, tokenizer);
@@ -128,15 +140,21 @@ void generate(Ctx& ctx, const Model& model, const Options& o, const ModelTokeniz
 }
 
 /// Texts as examples: both parts encoded by themselves, the end token appended. With --chat the prompt stands in the
-/// model's chat template, as `generate` writes it.
-inline std::vector<calm::Example> examples_of(const Options& o, const std::string& path,
-                                              const calm::Tokenizer& tokenizer) {
+/// model's chat template, as `generate` writes it. What does not fit into a context is found here, not after hours.
+template <class Model>
+std::vector<calm::Example> examples_of(const Model& model, const Options& o, const std::string& path,
+                                       const calm::Tokenizer& tokenizer) {
   std::vector<calm::Example> examples;
   for (const calm::TextExample& text : calm::read_text_examples(path)) {
     calm::Example example{prompt_ids(tokenizer, prompt_text(o, tokenizer, text.prompt)),
                           encode_plain(tokenizer, text.completion, false)};
     if (tokenizer.eos()) example.completion.push_back(*tokenizer.eos());
-    calm::require<calm::FormatError>(!example.completion.empty(), path, ": a completion is empty");
+    const std::string where = calm::message(path, ": line ", text.line);
+    calm::require<calm::FormatError>(!example.completion.empty(), where, ": the completion is empty");
+    std::vector<TokenId> ids = example.prompt;
+    ids.insert(ids.end(), example.completion.begin(), example.completion.end() - 1);
+    check_fits(model, ids, static_cast<Index>(example.prompt.size()),
+               where + ": the example (prompt, completion and end, but for its last token)");
     examples.push_back(std::move(example));
   }
   return examples;
@@ -147,7 +165,7 @@ void evaluate(Ctx& ctx, const Model& model, const Options& o, const ModelTokeniz
   const calm::Tokenizer& tokenizer = model_tokenizer.get();
   nlohmann::json result{{"metric", o.metric}};
   if (o.metric == "nll") {
-    const calm::PackedDataset data(examples_of(o, o.data, tokenizer), o.batch_tokens, 0);
+    const calm::PackedDataset data(examples_of(model, o, o.data, tokenizer), o.batch_tokens, 0);
     double total = 0, count = 0;
     calm::Progress progress("eval", data.size());
     for (const calm::PackedBatch& batch : data.batches()) {
@@ -165,16 +183,20 @@ void evaluate(Ctx& ctx, const Model& model, const Options& o, const ModelTokeniz
     options.batch = 32;
     calm::Chrf chrf;
     double exact = 0;
+    std::vector<std::vector<TokenId>> all;
+    for (const calm::TextExample& text : texts) {
+      all.push_back(prompt_ids(tokenizer, prompt_text(o, tokenizer, text.prompt)));
+      check_fits(model, all.back(), static_cast<Index>(all.back().size()),
+                 calm::message(o.data, ": line ", text.line, ": the prompt"));
+    }
     calm::Progress progress("eval", static_cast<Index>(texts.size()));
     for (std::size_t begin = 0; begin < texts.size(); begin += 32) {
-      std::vector<std::vector<TokenId>> prompts;
       const std::size_t end = std::min(texts.size(), begin + 32);
-      for (std::size_t i = begin; i < end; ++i)
-        prompts.push_back(prompt_ids(tokenizer, prompt_text(o, tokenizer, texts[i].prompt)));
-      const auto answers = calm::generate(ctx, model, std::span(prompts), options);
+      const auto answers =
+          calm::generate(ctx, model, std::span(std::as_const(all)).subspan(begin, end - begin), options);
       for (std::size_t i = begin; i < end; ++i) {
         calm::TokenStream stream(tokenizer);
-        for (const TokenId id : prompts[i - begin]) stream.push(id);
+        for (const TokenId id : all[i]) stream.push(id);
         std::string answer;
         for (const TokenId id : answers[i - begin].ids)
           if (id < tokenizer.vocabulary_size()) answer += stream.push(id);  // models pad their vocabulary
@@ -198,6 +220,7 @@ template <class Model>
 void gradients(Ctx& ctx, Model& model, const Options& o, const ModelTokenizer& tokenizer) {
   const std::vector<TokenId> ids = ids_of(o, tokenizer);
   calm::require<calm::ConfigError>(ids.size() >= 2, "--ids: a loss needs at least two tokens, found ", ids.size());
+  check_fits(model, std::span(ids).first(ids.size() - 1), 1, o.main_model() + ": the text without its last token");
   calm::PackedBatch batch;
   batch.add({{ids[0]}, {ids.begin() + 1, ids.end()}});
   calm::Gradients<float> grads(model);
@@ -224,9 +247,9 @@ void train(Ctx& ctx, Model& model, const Options& o, const ModelTokenizer& model
   if (!tokenizer.eos())
     std::cerr << "calm: " << o.main_model()
               << ": no file of the model names an end token; completions are learned without\n";
-  const calm::PackedDataset data(examples_of(o, o.data, tokenizer), o.batch_tokens, o.seed);
+  const calm::PackedDataset data(examples_of(model, o, o.data, tokenizer), o.batch_tokens, o.seed);
   std::optional<calm::PackedDataset> valid;
-  if (!o.valid.empty()) valid.emplace(examples_of(o, o.valid, tokenizer), o.batch_tokens, 0);
+  if (!o.valid.empty()) valid.emplace(examples_of(model, o, o.valid, tokenizer), o.batch_tokens, 0);
   calm::Trainer trainer(
       ctx, model,
       calm::CosineSchedule{.peak = o.learning_rate, .warmup = std::min<Index>(50, o.steps / 10), .steps = o.steps});

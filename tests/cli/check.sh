@@ -129,8 +129,25 @@ expect 0 "context of the model or of an augment is full" \
   generate "${short[@]}" --adapter "$out/to_short" --prompt "ab="
 expect 0 '"finish_reason":"length"' \
   generate "${short[@]}" --adapter "$out/to_short" --prompt "ab=" --max-new-tokens 2 --json
-expect 1 "prompt 0 has 9 tokens, which the context of an augment does not hold" \
+expect 1 "$out/llama: the prompt has 9 tokens, which the context of an augment does not hold" \
   generate "${short[@]}" --adapter "$out/to_short" --prompt "abcdefgh="
+
+# An example that does not fit is found when its file is read, before the first step.
+{
+  cat "$out/first.jsonl"
+  lines abcdefg
+} >"$out/long.jsonl"
+long="$out/long.jsonl: line 4: the example"
+expect 1 "$long" train "${short[@]}" --adapter "$out/to_short" --data "$out/long.jsonl" --steps 1 --out "$out/none"
+expect 1 "$long" train "${short[@]}" --adapter "$out/to_short" --data "$out/first.jsonl" --valid "$out/long.jsonl" \
+  --steps 1 --out "$out/none"
+expect 1 "$long" eval "${short[@]}" --adapter "$out/to_short" --data "$out/long.jsonl" --metric nll
+expect 1 "$long" eval --model "$out/short" --data "$out/long.jsonl" --metric nll
+lines ab abcdefgh >"$out/long.jsonl"
+expect 1 "$out/long.jsonl: line 2: the prompt has 9 tokens, but the model's context is 8" \
+  eval --model "$out/short" --data "$out/long.jsonl" --metric exact
+expect 1 "$out/short: the text has 9 tokens, but the model's context is 8" \
+  logits --model "$out/short" --ids 1,2,3,4,5,6,7,8,9 --out "$out/none"
 
 # What stands before a stop string is what eval compares.
 text=$("$program" generate --model "$out/llama" --prompt "ab=" --max-new-tokens 24 --json 2>/dev/null |

@@ -10,6 +10,7 @@ namespace calm::inline CALM_ABI {
 
 struct TextExample {
   std::string prompt, completion;
+  Index line = 0;  // of the file, counted from 1
 };
 
 /// Reads a file whole; empty lines are skipped. Throws FormatError, which names the line, for anything else.
@@ -24,7 +25,7 @@ inline std::vector<TextExample> read_text_examples(const std::filesystem::path& 
     if (one.find_first_not_of(" \t\r") == std::string_view::npos) continue;
     const std::string where = message(file->path(), ": line ", line);
     const Json json = parse_json(one, where);
-    examples.push_back({get_string(json, "prompt", where), get_string(json, "completion", where)});
+    examples.push_back({get_string(json, "prompt", where), get_string(json, "completion", where), line});
   }
   require<FormatError>(!examples.empty(), file->path(), ": holds no example");
   return examples;
