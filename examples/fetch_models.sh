@@ -8,8 +8,24 @@
 #   examples/fetch_models.sh [FOLDER [SmolLM2 | gemma]]      both unless one is named
 set -euo pipefail
 
+usage() { sed -n '/^#!/d; /^#/!q; s/^# \{0,1\}//p' "$0"; }
+
+case ${1:-} in
+-h | --help)
+  usage
+  exit 0
+  ;;
+-*)
+  usage >&2
+  exit 2
+  ;;
+esac
 folder=${1:-models}
 wanted=${2:-all}
+if [[ $wanted != all && $wanted != SmolLM2 && $wanted != gemma ]]; then
+  echo "there is no model '$wanted' here: SmolLM2 and gemma are" >&2
+  exit 2
+fi
 python=${CALM_PYTHON:-python3}
 mkdir -p "$folder"
 

@@ -43,7 +43,7 @@ void logits(Ctx& ctx, const Model& model, const Options& o, const ModelTokenizer
   using ConstView = calm::MatrixView<const float>;
   const std::vector<TokenId> ids = ids_of(o, tokenizer);
   const auto count = static_cast<Index>(ids.size());
-  const std::vector<Index> offsets{0, count}, prompts{o.ids.empty() ? count : Index{0}};
+  const std::vector<Index> offsets{0, count}, prompts{o.has_ids ? Index{0} : count};
   check_fits(model, ids, prompts[0], o.main_model() + ": the text");
   const calm::TokenBatch batch{ids, offsets, prompts, {}};
   typename Model::States states;
@@ -174,6 +174,7 @@ void evaluate(Ctx& ctx, const Model& model, const Options& o, const ModelTokeniz
       count += static_cast<double>(batch.rows().size());
       progress.update(static_cast<Index>(&batch - data.batches().data()) + 1);
     }
+    progress.finish();
     result["value"] = total / count;
     result["tokens"] = count;
     result["unit"] = "nats a token";
@@ -207,6 +208,7 @@ void evaluate(Ctx& ctx, const Model& model, const Options& o, const ModelTokeniz
       }
       progress.update(static_cast<Index>(end));
     }
+    progress.finish();
     result["value"] = o.metric == "chrf" ? chrf.score() : 100 * exact / static_cast<double>(texts.size());
     result["examples"] = texts.size();
     result["unit"] = o.metric == "chrf" ? "chrF, 0 to 100" : "percent";
@@ -273,24 +275,31 @@ void train(Ctx& ctx, Model& model, const Options& o, const ModelTokenizer& model
           ", seed ", o.seed, o.compute == "f32" ? std::string() : ", compute " + o.compute)};
   const auto start = std::chrono::steady_clock::now();
   double tokens = 0, loss = std::numeric_limits<double>::quiet_NaN();
+  const auto describe = [&] {
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return calm::message("loss ", calm::fixed(loss, 3), "  ", calm::fixed(tokens / seconds, 0), " tokens/s",
+                         std::isnan(validation) ? "" : "  valid " + calm::fixed(validation, 3));
+  };
   calm::run_training<Model>(trainer, std::ref(batches), run, validate, [&](const calm::StepReport& report) {
     tokens += static_cast<double>(report.result.tokens);
     loss = report.result.loss;
     if (!std::isnan(report.validation_loss)) validation = report.validation_loss;
-    progress.update(report.step, [&] {
-      const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      return calm::message("loss ", calm::fixed(loss, 3), "  ", calm::fixed(tokens / seconds, 0), " tokens/s",
-                           std::isnan(validation) ? "" : "  valid " + calm::fixed(validation, 3));
-    });
+    progress.update(report.step, describe);
   });
+  const bool was_done = std::isnan(loss);
+  if (!was_done) progress.finish(describe());
+  else if (validate) validation = validate();
   calm::save_adapter(model, o.out, bases, alignment);
   nlohmann::json result{{"steps", trainer.step_count()}, {"out", o.out}};
   if (!std::isnan(loss)) result["loss"] = loss;
   if (!std::isnan(validation)) result["valid_loss"] = validation;
   if (o.json) std::cout << result << '\n';
-  else if (std::isnan(loss))
-    std::cout << "all " << trainer.step_count() << " steps were done before -> " << o.out << '\n';
-  else std::cout << "loss " << loss << " after " << trainer.step_count() << " steps -> " << o.out << '\n';
+  else {
+    if (was_done) std::cout << "all " << trainer.step_count() << " steps were done before";
+    else std::cout << "loss " << loss << " after " << trainer.step_count() << " steps";
+    if (!std::isnan(validation)) std::cout << ", valid_loss " << validation;
+    std::cout << " -> " << o.out << '\n';
+  }
 }
 
 /// Tokens to measure with: a text, or where no tokenizer can be read the first of the vocabulary.

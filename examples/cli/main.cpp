@@ -5,12 +5,39 @@
 
 #include <CLI/CLI.hpp>
 
+#include <charconv>
 #include <fstream>
 #include <iostream>
 
 using namespace cli;
 
 namespace {
+
+/// A wrong mixture of options; the program then ends with 2.
+struct UsageError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// A whole number that is not too small. (CLI11's own check names bounds of 300 digits.)
+CLI::Validator at_least(Index least) {
+  const auto check = [least](const std::string& text) {
+    Index value = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    const bool holds = error == std::errc() && end == text.data() + text.size() && value >= least;
+    return holds ? std::string() : calm::message("expected a whole number of at least ", least, ", found '", text, "'");
+  };
+  return CLI::Validator(check, "");
+}
+
+/// A number for which a condition holds, which `expected` says in words.
+CLI::Validator number(const char* expected, bool (*holds)(double)) {
+  const auto check = [expected, holds](const std::string& text) {
+    double value = 0;
+    const bool good = CLI::detail::lexical_cast(text, value) && std::isfinite(value) && holds(value);
+    return good ? std::string() : calm::message("expected a number ", expected, ", found '", text, "'");
+  };
+  return CLI::Validator(check, "");
+}
 
 struct CommandLine {
   CLI::App app{"Composes pretrained language models. A model is a Hugging Face folder or a .gguf file.", "calm"};
@@ -29,16 +56,35 @@ struct CommandLine {
     evaluate();
   }
 
+  /// CLI11 would say that there is none.
+  void expect_command(const std::string& name) {
+    if (name.empty() || name.front() == '-') return;
+    std::string known;
+    for (const CLI::App* sub : app.get_subcommands([](const CLI::App*) { return true; })) {
+      if (sub->get_name() == name) return;
+      known += (known.empty() ? "" : ", ") + sub->get_name();
+    }
+    throw UsageError("there is no command '" + name + "'; these are: " + known);
+  }
+
  private:
   CLI::App* command(const char* name, Command value, const char* what, const char* example) {
     CLI::App* sub = app.add_subcommand(name, what);
     sub->footer(std::string("Example:\n  ") + example);
-    sub->callback([this, value] { o.command = value; });
+    sub->callback([this, sub, value] {
+      o.command = value;
+      const auto given = [&](const char* option) {
+        const CLI::Option* found = sub->get_option_no_throw(option);
+        return found != nullptr && found->count() > 0;
+      };
+      o.has_text = given("--text");
+      o.has_ids = given("--ids");
+    });
     sub->add_flag("--json", o.json, "print one JSON document");
     return sub;
   }
   void threads(CLI::App* sub) {
-    sub->add_option("--threads", o.threads, "0: one a core; results do not depend on it");
+    sub->add_option("--threads", o.threads, "0: one a core; results do not depend on it")->check(at_least(0));
     sub->add_option("--compute", o.compute,
                     "arithmetic of matrix products; bf16 rounds what is multiplied and adds up in f32")
         ->check(CLI::IsMember({"f32", "bf16"}));
@@ -107,8 +153,8 @@ struct CommandLine {
     auto* links = sub->add_option("--links", o.links, "augment:tap block>write block, counted from 0");
     sub->add_option("--links-count", o.links_count, "evenly spaced links for each augment")
         ->excludes(links)
-        ->check(CLI::PositiveNumber);
-    sub->add_option("--heads", o.heads, "of the bridges; 0: the anchor's");
+        ->check(at_least(1));
+    sub->add_option("--heads", o.heads, "of the bridges; 0: the anchor's")->check(at_least(0));
     sub->add_option("--preset", o.preset, "the bridges of the paper, without norms")->check(CLI::IsMember({"paper"}));
     sub->add_option("--seed", o.seed);
     sub->add_option("--out", o.out, "folder")->required();
@@ -119,10 +165,12 @@ struct CommandLine {
     composition(sub, true);
     sub->add_option("--data", o.data, "JSON lines of prompt and completion")->required();
     sub->add_option("--valid", o.valid, "the same, for validation");
-    sub->add_option("--steps", o.steps)->check(CLI::PositiveNumber);
-    sub->add_option("--lr", o.learning_rate, "peak learning rate");
-    sub->add_option("--batch-tokens", o.batch_tokens)->check(CLI::PositiveNumber);
-    sub->add_option("--accumulate", o.accumulate, "batches a step")->check(CLI::PositiveNumber);
+    sub->add_option("--steps", o.steps)->check(at_least(1));
+    sub->add_option("--lr", o.learning_rate, "peak learning rate")->check(number("above 0", [](double x) {
+      return x > 0;
+    }));
+    sub->add_option("--batch-tokens", o.batch_tokens)->check(at_least(1));
+    sub->add_option("--accumulate", o.accumulate, "batches a step")->check(at_least(1));
     sub->add_option("--seed", o.seed);
     sub->add_option("--out", o.out, "folder")->required();
     sub->add_flag("--resume", o.resume, "go on from the last checkpoint in the folder");
@@ -131,10 +179,12 @@ struct CommandLine {
   void sampling(CLI::App* sub) {
     sub->add_option("--max-new-tokens", o.max_new_tokens,
                     "fewer where the context of the model or of an augment is full before")
-        ->check(CLI::NonNegativeNumber);
-    sub->add_option("--temperature", o.temperature, "0: greedy");
-    sub->add_option("--top-k", o.top_k, "0: all");
-    sub->add_option("--top-p", o.top_p);
+        ->check(at_least(0));
+    sub->add_option("--temperature", o.temperature, "0: greedy")->check(number("of at least 0", [](double x) {
+      return x >= 0;
+    }));
+    sub->add_option("--top-k", o.top_k, "0: all")->check(at_least(0));
+    sub->add_option("--top-p", o.top_p)->check(number("above 0 and to 1", [](double x) { return x > 0 && x <= 1; }));
     sub->add_option("--seed", o.seed);
     sub->add_flag("--chat", o.chat, "write the prompt as the model's chat template does");
     sub->add_option("--stop", o.stop, "ends before this text; may be given several times");
@@ -153,15 +203,10 @@ struct CommandLine {
     any_model(sub);
     sub->add_option("--data", o.data, "JSON lines of prompt and completion")->required();
     sub->add_option("--metric", o.metric)->check(CLI::IsMember({"exact", "nll", "chrf"}));
-    sub->add_option("--batch-tokens", o.batch_tokens)->check(CLI::PositiveNumber);
+    sub->add_option("--batch-tokens", o.batch_tokens)->check(at_least(1));
     sampling(sub);
     threads(sub);
   }
-};
-
-/// A wrong mixture of options; the program then ends with 2.
-struct UsageError : std::runtime_error {
-  using std::runtime_error::runtime_error;
 };
 
 void check_usage(const Options& o) {
@@ -182,8 +227,13 @@ void check_usage(const Options& o) {
   if (o.composed() && o.command != Command::init) expect(!o.adapter.empty(), "--adapter is required with --anchor");
   if (o.command == Command::init) expect(!o.links.empty() || o.links_count > 0, "give --links or --links-count");
   if (o.command == Command::logits || o.command == Command::gradients)
-    expect(!o.ids.empty() || !o.text.empty(), "give --ids or --text");
-  if (o.command == Command::tokenize) expect(!o.file.empty() || !o.text.empty(), "give --text or --file");
+    expect(o.has_ids || o.has_text, "give --ids or --text");
+  if (o.command == Command::tokenize) expect(!o.file.empty() || o.has_text, "give --text or --file");
+  if (o.has_ids) parse_ids(o.ids);
+  if (!o.links.empty()) links_of(o);
+  if (o.command == Command::train)
+    expect(std::filesystem::weakly_canonical(o.out) != std::filesystem::weakly_canonical(o.adapter),
+           "--out: a run begins from the bridges in the folder of --adapter and leaves them as they are; give another");
 }
 
 void tokenize(const Options& o) {
@@ -277,11 +327,15 @@ void inspect(const Options& o) {
 int main(int argc, char** argv) {
   CommandLine line;
   try {
+    if (argc > 1) line.expect_command(argv[1]);
     line.app.parse(argc, argv);
     check_usage(line.o);
   } catch (const CLI::ParseError& error) {
     return line.app.exit(error) == 0 ? 0 : 2;
   } catch (const UsageError& error) {
+    std::cerr << "calm: " << error.what() << "\n";
+    return 2;
+  } catch (const calm::ConfigError& error) {  // a value that does not read as what its option takes
     std::cerr << "calm: " << error.what() << "\n";
     return 2;
   }

@@ -104,7 +104,7 @@ std::vector<TokenId> parse_ids(const std::string& text);
 
 /// The ids that --ids or --text give.
 inline std::vector<TokenId> ids_of(const Options& o, const ModelTokenizer& tokenizer) {
-  if (!o.ids.empty()) return parse_ids(o.ids);
+  if (o.has_ids) return parse_ids(o.ids);
   std::vector<TokenId> ids;
   for (const auto& token : tokenizer.get("; give --ids").encode(o.text, {.add_special = !o.no_special}))
     ids.push_back(token.id);

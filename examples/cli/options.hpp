@@ -24,6 +24,7 @@ struct Options {
   std::uint64_t seed = 0;
   int threads = 0;
   std::string compute = "f32";
+  bool has_text = false, has_ids = false;  // --text and --ids are given, if with nothing
   bool json = false, no_special = false, hidden = false, chat = false, resume = false, allow_requantised = false,
        cost = false;
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # check.sh PROGRAM DATA: runs the program calm on the models in DATA and compares status, message and files.
 set -euo pipefail
-program=$1 data=$2
+program=$1 data=$2 fetch=$(dirname "$0")/../../examples/fetch_models.sh
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 if [[ ! -x $program ]]; then
@@ -64,6 +64,10 @@ expect 0 "2 links" init "${texts[@]}" --links-count 2 --out "$out/fresh"
 learn=(train "${texts[@]}" --adapter "$out/fresh" --batch-tokens 8 --out "$out/learned")
 expect 0 "after 4 steps" "${learn[@]}" --data "$out/first.jsonl" --steps 4
 expect 0 "were done before" "${learn[@]}" --data "$out/first.jsonl" --steps 4 --resume
+learn_valid=(train "${texts[@]}" --adapter "$out/fresh" --data "$out/first.jsonl" --valid "$out/second.jsonl" --steps 4
+  --out "$out/learned_valid")
+expect 0 "train  4/4  100 %" "${learn_valid[@]}"
+expect 0 "were done before, valid_loss" "${learn_valid[@]}" --resume
 expect 1 "belongs to a run with other options" "${learn[@]}" --data "$out/second.jsonl" --steps 4 --resume
 expect 1 "belongs to a run with other options" "${learn[@]}" --data "$out/first.jsonl" --steps 5 --resume
 
@@ -188,7 +192,32 @@ if ((end - many > 20 * (many - few) + 2000000000)); then
   failed=1
 fi
 
-expect 2 "subcommand" unknown
+expect 2 "there is no command 'unknown'; these are: inspect, tokenize" unknown
+expect 2 "--out: a run begins" train "${texts[@]}" --adapter "$out/fresh" --data "$out/first.jsonl" --out "$out/./fresh"
+expect 2 "at least 1, found '0'" train "${texts[@]}" --adapter "$out/fresh" --data "$out/first.jsonl" --out "$out/none" --steps 0
+expect 2 "at least 0, found '-1'" logits --model "$base" --ids 1 --out "$out/none" --threads -1
+expect 2 "'a' is no token" logits --model "$base" --ids 1,a --out "$out/none"
+expect 2 "at least one token" logits --model "$base" --ids "" --out "$out/none"
+expect 2 "'x' does not read as" init "${both[@]}" --links x --out "$out/none"
+expect 2 "above 0 and to 1, found '2'" generate --model "$out/llama" --prompt "ab=" --top-p 2
+expect 1 "gives no token" logits --model "$out/llama" --text "" --out "$out/none"
+expect 0 "" tokenize --model "$out/llama" --text ""
+sed 's/"content_hash": "./"content_hash": "_/' "$out/fresh/adapter_config.json" >"$out/config.json"
+cp -r "$out/fresh" "$out/other_hash"
+cp "$out/config.json" "$out/other_hash/adapter_config.json"
+expect 1 "with --allow-requantised" generate "${texts[@]}" --adapter "$out/other_hash" --prompt "ab="
+expect_fetch() { # expect_fetch STATUS TEXT argument...: what fetch_models.sh says before it fetches anything
+  local status=0 wanted=$1 text=$2
+  shift 2
+  bash "$fetch" "$@" >"$out/printed" 2>&1 || status=$?
+  if [[ $status -ne $wanted ]] || ! grep -qF -- "$text" "$out/printed"; then
+    echo "fetch_models.sh $*: expected status $wanted and '$text', found status $status and:" >&2
+    cat "$out/printed" >&2
+    failed=1
+  fi
+}
+expect_fetch 0 "examples/fetch_models.sh [FOLDER" --help
+expect_fetch 2 "there is no model 'bogus'" "$out/models" bogus
 expect 1 "cannot be spread" init "${both[@]}" --links-count 1000000000000 --out "$out/none"
 expect 2 "--ids or --text" logits --model "$base" --out "$out/none"
 expect 2 "--model or --anchor" logits --ids 1 --out "$out/none"

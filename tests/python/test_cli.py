@@ -75,7 +75,7 @@ with tempfile.TemporaryDirectory() as work:
     assert "Example" in run("init", "--help")
     run("nonsense", status=2)
     run("logits", "--ids", "1", "--out", work / "x", status=2)
-    run("logits", "--model", GOLDEN / "llama", "--ids", "1,x", "--out", work / "x", status=1)
+    run("logits", "--model", GOLDEN / "llama", "--ids", "1,x", "--out", work / "x", status=2)
     assert "no such folder" in run("inspect", work / "nowhere", status=1)
     (work / "bad").mkdir()
     (work / "bad" / "config.json").write_text('{"model_type": "mamba"}')

@@ -94,6 +94,15 @@ TEST_CASE("the sizes of a model other than Gemma 3 must be there") {
   CHECK(error_of(R"({"model_type": "gemma3"})").find("the key \"text_config\" is missing") != std::string::npos);
 }
 
+TEST_CASE("a head of which the parts that turn are no pairs is an error that names the file") {
+  for (const std::string type : {"llama", "gemma3_text"}) {
+    const std::string error = error_of(R"({"vocab_size": 61, "hidden_size": 64, "intermediate_size": 48, "head_dim": 15,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "model_type": ")" +
+                                       type + "\"}");
+    CHECK(error.find("config.json: 15 values of each head cannot turn in pairs") != std::string::npos);
+  }
+}
+
 TEST_CASE("a type that is not known is an error that names those that are") {
   CHECK(error_of(R"({"model_type": "mamba"})")
             .find("\"mamba\" are not known here; these are: llama, mistral, qwen2, "

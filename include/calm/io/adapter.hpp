@@ -79,14 +79,17 @@ inline void check_bases(const std::string& where, const std::vector<BaseDescript
                        " models (an anchor and its augments), but ", given.size(), " were given");
   for (std::size_t i = 0; i < stored.size(); ++i) {
     const std::string role = i == 0 ? "the anchor" : message("augment ", i - 1);
-    const auto same = [&](const char* what, const std::string& expected, const std::string& found) {
+    const auto same = [&](const char* what, const std::string& expected, const std::string& found,
+                          const char* advice = "") {
       require<FormatError>(expected == found, where, ": ", role, " of the adapter has the ", what, " ",
-                           in_quotes(expected), ", but the given one has ", in_quotes(found));
+                           in_quotes(expected), ", but the given one has ", in_quotes(found), advice);
     };
     same("architecture", stored[i].architecture, given[i].architecture);
     same("sizes", stored[i].sizes, given[i].sizes);
     same("tokenizer", stored[i].tokenizer, given[i].tokenizer);
-    if (!other_weights) same("content hash", stored[i].content_hash, given[i].content_hash);
+    if (!other_weights)
+      same("content hash", stored[i].content_hash, given[i].content_hash,
+           "; the same model stored in another type is taken with --allow-requantised");
   }
 }
 

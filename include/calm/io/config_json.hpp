@@ -203,6 +203,7 @@ inline ModelSpec read_gemma3(const Reader& in, const ConfigDefaults& defaults) {
     const Index pattern = in.size_or("sliding_window_pattern", 6);
     for (Index i = 0; i < spec.blocks; ++i) spec.windowed.push_back((i + 1) % pattern != 0);
   }
+  spec.rotary_width = rotary_width(in, spec, 1);
   spec.rotary_base = in.number_or("rope_theta", 1e6);
   spec.window_rotary_base = in.number_or("rope_local_base_freq", 1e4);
   const std::string where = in.where + ": \"rope_parameters\"";

@@ -100,6 +100,8 @@ inline ModelConfig read_gguf_config(const GgufFile& file) {
   spec.tied_embeddings = !file.contains("output.weight");
   spec.rotary_base = meta.get_number_or(prefix + "rope.freq_base", name == "gemma3" ? 1e6 : 1e4);
   const Index turning = meta.get_integer_or(prefix + "rope.dimension_count", spec.heads.width, 1, most);
+  require<FormatError>(turning % 2 == 0 || name == "gpt2", file.path(), ": ", turning,
+                       " values of each head cannot turn in pairs");
   spec.rotary_width = turning == spec.heads.width ? 0 : turning;
   spec.rotary_scaling = gguf::read_scaling(file, prefix);
   require<FormatError>(spec.rotary_scaling.kind != RotaryScaling::Kind::divided ||
