@@ -75,6 +75,13 @@ TEST_CASE("rotary divisors of a wrong number are refused with both numbers") {
                        FormatError);
 }
 
+TEST_CASE("a head of which the parts that turn are no pairs is refused, and the file named") {
+  GgufBuilder file = model_of("llama");
+  file.set_integer("llama.rope.dimension_count", 7);
+  add_table(file);
+  CHECK_THROWS_WITH_AS(config_of(file), "model.gguf: 7 values of each head cannot turn in pairs", FormatError);
+}
+
 TEST_CASE("an epsilon or a rotary base that is no number to compute with is refused, and the file named") {
   constexpr float nan = std::numeric_limits<float>::quiet_NaN(), infinity = std::numeric_limits<float>::infinity();
   const auto refused = [](const std::string& key, float value) {
