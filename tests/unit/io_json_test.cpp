@@ -88,6 +88,38 @@ TEST_CASE("a value that would take far more memory than its text is refused") {
   CHECK(has(error_of(repeated(" ", 10) + "1", limits), "11 bytes of JSON; more than 10 are not read"));
 }
 
+TEST_CASE("the values of a long list are taken one by one and not kept") {
+  std::string taken;
+  const std::vector<calm::JsonStream> streams = {
+      {"m", "o", true,
+       [&](const std::string& name, std::size_t i, const calm::Json& value) {
+         taken += calm::message(i, name, '=', value.dump(), ' ');
+       }},
+      {"m", "a", false, [&](const std::string& name, std::size_t i, const calm::Json& value) {
+         taken += calm::message(i, name, '=', value.dump(), ' ');
+       }}};
+  const auto parse = [&](const std::string& text) {
+    taken.clear();
+    return calm::parse_json(text, "f", {}, streams).dump();
+  };
+  CHECK(parse(R"({"m": {"a": [1, [2, {"o": [3]}], "x"], "o": {"p": {"q": [4]}, "r": null}, "z": 5}, "a": [6]})") ==
+        R"({"a":[6],"m":{"a":[],"o":{},"z":5}})");
+  CHECK(taken == R"(0=1 1=[2,{"o":[3]}] 2="x" 0p={"q":[4]} 1r=null )");
+  for (const std::string text :
+       {R"({"m":{"a":{"o":1},"o":[1]}})", R"({"n":{"a":[1]}})", R"([{"a":[1]}])", R"({"a":[1]})",
+        R"({"m":[{"a":[1]}]})", R"({"m":{"b":{"a":[1]}}})", R"({"m":{"a":[],"o":{}}})"}) {
+    CHECK(parse(text) == text);
+    CHECK(taken.empty());
+  }
+  // Only one value at a time counts for the limit.
+  calm::JsonLimits limits;
+  limits.memory_bytes = 100'000;
+  std::string many = R"({"m":{"a":[)";
+  for (int i = 0; i < 10'000; ++i) many += "[\"a\"],";
+  CHECK(calm::parse_json(many + "0]}}", "f", limits, streams).dump() == R"({"m":{"a":[]}})");
+  CHECK_THROWS_AS(calm::parse_json(many + "0]}}", "f", limits), calm::FormatError);
+}
+
 TEST_CASE("an error shows no control characters and no long names of the file") {
   const std::string name = "\\u001b[31m" + repeated("é", 1000);
   const std::string error = error_of("{\"" + name + "\":1,\"" + name + "\":2}");

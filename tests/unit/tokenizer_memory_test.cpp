@@ -1,4 +1,5 @@
-// Opening a .gguf tokenizer takes at most twice the file and 64 MB, whatever the file holds.
+// Opening a tokenizer, a .gguf file or a tokenizer.json, takes at most twice the file and 64 MB, whatever the file
+// holds.
 #include <doctest/doctest.h>
 #include <calm/io/tokenizer/pretrained_tokenizer.hpp>
 #include <support/gguf_builder.hpp>
@@ -55,10 +56,35 @@ struct Vocabulary {
   std::vector<std::int32_t> types;
 };
 
+std::string file_name(const char* end) {
+  return calm::message(std::filesystem::temp_directory_path().string(), "/calm_memory_test_",
+                       static_cast<long>(getpid()), end);
+}
+
+/// Opens a file, removes it, and says what came of it.
+template <class Open>
+std::string outcome_of(const std::string& path, Open&& open) {
+  const auto size = static_cast<long>(std::filesystem::file_size(path));
+  const long before = peak = live;
+  std::string outcome;
+  try {
+    outcome = calm::message(open().vocabulary_size(), " tokens");
+  } catch (const calm::FormatError& error) {
+    outcome = error.what();
+  }
+  std::filesystem::remove(path);
+  CAPTURE(outcome);
+  CAPTURE(size);
+  CHECK(peak - before <= 2 * size + (64L << 20));
+  if (std::getenv("CALM_TEST_SHOW_MEMORY") != nullptr)
+    std::printf("%ld bytes of %ld for a file of %ld: %.60s\n", peak - before, 2 * size + (64L << 20), size,
+                outcome.c_str());
+  return outcome;
+}
+
 /// What comes of a file with this vocabulary: the number of tokens, or the message of its refusal.
 std::string open(const std::string& model, const Vocabulary& vocabulary) {
-  const std::string path = calm::message(std::filesystem::temp_directory_path().string(), "/calm_memory_test_",
-                                         static_cast<long>(getpid()), ".gguf");
+  const std::string path = file_name(".gguf");
   {
     GgufBuilder file;
     file.set_string("tokenizer.ggml.model", model);
@@ -70,20 +96,28 @@ std::string open(const std::string& model, const Vocabulary& vocabulary) {
     const std::string bytes = file.bytes();
     std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
   }
-  const auto size = static_cast<long>(std::filesystem::file_size(path));
-  const long before = peak = live;
-  std::string outcome;
-  try {
-    outcome = calm::message(calm::open_tokenizer(path).vocabulary_size(), " tokens");
-  } catch (const calm::FormatError& error) {
-    outcome = error.what();
-  }
-  std::filesystem::remove(path);
   CAPTURE(model);
-  CAPTURE(outcome);
-  CAPTURE(size);
-  CHECK(peak - before <= 2 * size + (64L << 20));
-  return outcome;
+  return outcome_of(path, [&] { return calm::open_tokenizer(path); });
+}
+
+/// The same for a tokenizer.json; every text is written as it is.
+std::string open_json(const std::vector<std::string>& tokens, const std::vector<std::string>& merges,
+                      const std::vector<std::string>& added = {}, const std::string& type = "ByteLevel") {
+  const std::string path = file_name(".json");
+  {
+    std::ofstream file(path, std::ios::binary);
+    file << R"({"added_tokens":[)";
+    for (std::size_t i = 0; i < added.size(); ++i)
+      file << (i == 0 ? "" : ",") << R"({"id":)" << tokens.size() + i << R"(,"content":")" << added[i] << "\"}";
+    if (type == "ByteLevel") file << R"(],"pre_tokenizer":{"type":"ByteLevel"},"decoder":{"type":"ByteLevel"})";
+    else file << "]";
+    file << R"(,"model":{"type":"BPE","vocab":{)";
+    for (std::size_t i = 0; i < tokens.size(); ++i) file << (i == 0 ? "\"" : ",\"") << tokens[i] << "\":" << i;
+    file << R"(},"merges":[)";
+    for (std::size_t i = 0; i < merges.size(); ++i) file << (i == 0 ? "" : ",") << merges[i];
+    file << "]}}";
+  }
+  return outcome_of(path, [&] { return calm::load_tokenizer(path); });
 }
 
 bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
@@ -99,7 +133,8 @@ std::vector<std::string> words(std::size_t count) {
   std::vector<std::string> tokens;
   for (std::size_t i = 0; i < count; ++i) {
     std::string token = "x";
-    for (std::size_t rest = i, k = 0; k < 4; ++k, rest /= 64) token += static_cast<char>('0' + rest % 64);
+    for (std::size_t rest = i, k = 0; k < 4; ++k, rest /= 64)
+      token += static_cast<char>(rest % 64 == 44 ? '~' : '0' + rest % 64);  // no backslash
     tokens.push_back(token);
   }
   return tokens;
@@ -151,4 +186,37 @@ TEST_CASE("many control tokens") {
     CHECK(has(open(model, {words(100'000), {}, std::vector<std::int32_t>(100'000, 4)}),
               "more than 65536 control and user defined tokens"));
   }
+}
+
+TEST_CASE("a tokenizer.json of as many tokens and merges as are read, and of more") {
+  const std::vector<std::string> many = words(2'097'152);
+  std::vector<std::string> pairs, texts;
+  std::vector<std::string> tokens = numbers(100'000);
+  for (std::size_t i = 0; i < 1'048'576; ++i) {
+    const std::string left = std::to_string(1 + i % 90), right = std::to_string(i % 89);
+    texts.push_back('"' + left + ' ' + right + '"');
+    pairs.push_back("[\"" + left + "\",\"" + right + "\"]");
+  }
+  for (const std::string type : {"ByteLevel", "none"}) {
+    CHECK(open_json(many, {}, {}, type) == "2097152 tokens");
+    CHECK(open_json(tokens, texts, {}, type) == "100000 tokens");
+    CHECK(open_json(tokens, pairs, {}, type) == "100000 tokens");
+    CHECK(open_json({std::string(4'000'000, 'x'), std::string(3'000'000, 'x')}, {}, {}, type) == "2 tokens");
+  }
+  std::vector<std::string> both = words(2'000'000);  // with the numbers for the merges
+  both.insert(both.end(), tokens.begin(), tokens.begin() + 10'000);
+  CHECK(has(open_json(both, texts), "2010000 tokens"));
+  texts.push_back(texts.front());
+  CHECK(has(open_json(tokens, texts), "model: merges: more than 1048576 merges"));
+  std::vector<std::string> more = words(2'097'153);
+  CHECK(has(open_json(more, {}), "model: vocab: more than 2097152 tokens"));
+}
+
+TEST_CASE("a tokenizer.json with long tokens, many added tokens, or a list that is no list of tokens") {
+  std::vector<std::string> tokens;
+  for (int i = 0; i < 100; ++i) tokens.push_back(std::string(1'000'000, 'x') + std::to_string(i));
+  CHECK(open_json(tokens, {}) == "100 tokens");
+  for (const std::size_t count : {10'000U, 100'000U, 500'000U}) CHECK(open_json({}, {}, words(count)).size() > 0);
+  CHECK(has(open_json({"a"}, std::vector<std::string>(1'000'000, "{}")), "merges/0: expected"));
+  CHECK(has(open_json({"a", "a"}, {}), "the key \"a\" occurs twice"));
 }

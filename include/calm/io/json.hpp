@@ -12,7 +12,9 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <functional>
 #include <limits>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -29,12 +31,21 @@ struct JsonLimits {
   Index memory_bytes = 0;              // of the parsed values; 0: twice the text and 64 MB
 };
 
+/// The values of one long object or array, the one that the root has under parent/key, taken one by one as they are
+/// read. Of the parsed document it is a part without values; who takes them looks after their memory, and whether a key
+/// occurs twice.
+struct JsonStream {
+  std::string parent, key;
+  bool is_object = true;  // else an array; anything else that lies there is parsed as usual
+  std::function<void(const std::string& name, std::size_t place, const Json& value)> take;  // no name in an array
+};
+
 /// Builds a Json from the events of nlohmann's parser, within limits.
 class JsonBuilder {
  public:
   /// `reserved`: bytes of the memory limit that are not for values.
-  JsonBuilder(const std::string& where, const JsonLimits& limits, Index reserved)
-      : where_(where), limits_(limits), memory_(reserved) {}
+  JsonBuilder(const std::string& where, const JsonLimits& limits, Index reserved, std::span<const JsonStream> streams)
+      : where_(where), limits_(limits), memory_(reserved), streams_(streams) {}
 
   Json take() { return std::move(root_); }
 
@@ -78,14 +89,21 @@ class JsonBuilder {
 
   struct Level {
     Json* value;
-    std::pair<const std::string, Json>* entry;  // the entry of an object whose value comes next
+    std::pair<const std::string, Json>* entry = nullptr;  // the entry of an object whose value comes next
+    const JsonStream* stream = nullptr;                   // takes the values
+    std::size_t taken = 0;                                // by it
+    Index memory = 0;                                     // spent before the value that comes next, with a stream
   };
 
   static Index heap_bytes(const std::string& text) {
     return text.size() < 16 ? 0 : static_cast<Index>(text.size()) + 16;
   }
 
-  bool put(Json&& value) { return place(std::move(value)) != nullptr; }
+  bool put(Json&& value) {
+    place(std::move(value));
+    hand_over();
+    return true;
+  }
 
   bool put_literal(Json&& value) {
     spend(12);  // the parser keeps the text of literals until the next string or number
@@ -96,13 +114,33 @@ class JsonBuilder {
     if (static_cast<Index>(levels_.size()) >= limits_.depth)
       fail(message("more than ", limits_.depth, " levels of nesting"));
     spend(2 * small_block);
-    levels_.push_back({place(std::move(container)), nullptr});
+    const bool is_object = container.is_object();
+    Level level{place(std::move(container))};
+    level.memory = memory_;
+    if (levels_.size() == 2 && levels_[0].entry != nullptr && levels_[1].entry != nullptr)
+      for (const JsonStream& stream : streams_)
+        if (stream.is_object == is_object && stream.parent == levels_[0].entry->first &&
+            stream.key == levels_[1].entry->first)
+          level.stream = &stream;
+    levels_.push_back(level);
     return true;
   }
 
   bool close() {
     levels_.pop_back();
+    hand_over();
     return true;
+  }
+
+  /// Gives the value that is complete now to the stream that takes it, where there is one.
+  void hand_over() {
+    if (levels_.empty() || levels_.back().stream == nullptr) return;
+    Level& level = levels_.back();
+    if (level.entry != nullptr) level.stream->take(level.entry->first, level.taken++, level.entry->second);
+    else level.stream->take({}, level.taken++, level.value->back());
+    level.value->clear();
+    level.entry = nullptr;
+    memory_ = level.memory;
   }
 
   Json* place(Json&& value) {
@@ -143,10 +181,12 @@ class JsonBuilder {
   Json root_;
   std::vector<Level> levels_;
   Index memory_;
+  std::span<const JsonStream> streams_;
 };
 
 /// Parses one JSON value. Throws FormatError: where, the byte or key, the reason.
-inline Json parse_json(std::string_view text, const std::string& where, JsonLimits limits = {}) {
+inline Json parse_json(std::string_view text, const std::string& where, JsonLimits limits = {},
+                       std::span<const JsonStream> streams = {}) {
   if (limits.memory_bytes == 0) limits.memory_bytes = 2 * static_cast<Index>(text.size()) + (Index{64} << 20);
   require<FormatError>(static_cast<Index>(text.size()) <= limits.text_bytes, where, ": ", text.size(),
                        " bytes of JSON; more than ", limits.text_bytes, " are not read");
@@ -168,7 +208,7 @@ inline Json parse_json(std::string_view text, const std::string& where, JsonLimi
     require<FormatError>(longest <= limits.token_bytes, where, ": byte ", begin, ": a string or number of more than ",
                          limits.token_bytes, " bytes");
   }
-  JsonBuilder builder(where, limits, 6 * longest);
+  JsonBuilder builder(where, limits, 6 * longest, streams);
   try {
     Json::sax_parse(text.begin(), text.end(), &builder);
   } catch (const nlohmann::detail::exception& error) {

@@ -5,6 +5,7 @@
 // refused by name, since a wrong one gives ids that look right and are not.
 #pragma once
 
+#include <calm/io/tokenizer/text_list.hpp>
 #include <calm/io/tokenizer/tokenizer.hpp>
 
 #include <algorithm>
@@ -17,38 +18,6 @@
 #include <vector>
 
 namespace calm::inline CALM_ABI {
-
-/// Texts behind each other in one piece of memory.
-class TextList {
- public:
-  TextList() = default;
-  TextList(std::initializer_list<std::string_view> texts) { add(texts); }
-  explicit TextList(const std::vector<std::string>& texts) { add(texts); }
-
-  void reserve(std::size_t count, std::size_t bytes) {
-    ends_.reserve(count);
-    bytes_.reserve(bytes);
-  }
-  void push_back(std::string_view text) {
-    bytes_ += text;
-    ends_.push_back(bytes_.size());
-  }
-
-  std::size_t size() const { return ends_.size(); }
-  std::size_t bytes() const { return bytes_.size(); }
-  std::string_view operator[](std::size_t i) const {
-    const std::size_t begin = i == 0 ? 0 : ends_[i - 1];
-    return std::string_view(bytes_).substr(begin, ends_[i] - begin);
-  }
-
- private:
-  void add(const auto& texts) {
-    for (const std::string_view text : texts) push_back(text);
-  }
-
-  std::string bytes_;
-  std::vector<std::size_t> ends_;
-};
 
 /// The keys under "tokenizer.ggml." by their names; `scores` and `token_types` may be empty.
 struct GgufVocabulary {

@@ -4,15 +4,14 @@
 //
 // Read: the model BPE. Refused by name: other models, dropout, prefixes and suffixes of subwords, and steps that make a
 // text longer than 64 times its bytes and 4 kB (text_growth.hpp). Padding and truncation are no part of a tokenizer
-// here. The parsed JSON takes more memory than its text: up to eight times the file and 64 MB while it is read, more
-// than calm's other readers allow themselves (174 MB in all for a file of 21 MB with 262,144 tokens and 514,906 merges
-// written as pairs); what stays is smaller than the file.
+// here. The lists of tokens and merges are never held as parsed JSON, which would take eight times the file.
 #pragma once
 
 #include <calm/io/folder.hpp>
 #include <calm/io/json.hpp>
 #include <calm/io/tokenizer/pipeline_json.hpp>
 #include <calm/io/tokenizer/tokenizer.hpp>
+#include <calm/io/tokenizer/tokenizer_lists.hpp>
 
 #include <algorithm>
 #include <filesystem>
@@ -26,7 +25,9 @@ namespace calm::inline CALM_ABI {
 
 class TokenizerJsonReader {
  public:
-  TokenizerJsonReader(const Json& file, const std::string& where) : file_(file), where_(where) {}
+  /// `file` without what `lists` has taken out of it.
+  TokenizerJsonReader(const Json& file, TokenizerLists lists, const std::string& where)
+      : file_(file), lists_(std::move(lists)), where_(where) {}
 
   TokenizerParts read() {
     read_normalizer(file_, where_, parts_.normalizer);
@@ -37,11 +38,16 @@ class TokenizerJsonReader {
     const std::string where = where_ + ": model";
     const Json& model = get_object(file_, "model", where_);
     check_model(model, where);
-    read_vocabulary(get_object(model, "vocab", where), where + ": vocab");
+    get_object(model, "vocab", where);
+    get_array(model, "merges", where);
+    lists_.sort_tokens(where + ": vocab");
+    read_vocabulary(where + ": vocab");
     read_added_tokens();
+    lists_.forget_tokens();
     parts_.vocabulary.build_index(where + ": vocab");
     read_options(model, where);
-    read_merges(get_array(model, "merges", where), where + ": merges");
+    read_merges(where + ": merges");
+    lists_ = {};
     read_post_processor(file_, where_, parts_);
     if (!parts_.prefix.empty()) parts_.bos = parts_.prefix.front();
     return std::move(parts_);
@@ -58,13 +64,15 @@ class TokenizerJsonReader {
     require<FormatError>(get_number_or(model, "dropout", 0, where) == 0, where, ": \"dropout\" is not supported");
   }
 
-  void read_vocabulary(const Json& vocabulary, const std::string& where) {
+  void read_vocabulary(const std::string& where) {
+    std::size_t size = 0;
+    for (std::size_t i = 0; i < lists_.tokens(); ++i) size += lists_.token(i).size();
+    parts_.vocabulary.reserve(lists_.tokens(), size);
     std::string bytes;
-    for (const auto& [token, value] : vocabulary.items()) {
-      const auto id =
-          static_cast<TokenId>(to_integer(value, where + ": " + in_quotes(token), 0, Vocabulary::most_ids - 1));
+    for (std::size_t i = 0; i < lists_.tokens(); ++i) {
+      const std::string_view token = lists_.token(i);
       const bool in_alphabet = parts_.bpe.byte_level && alphabet_.decode(token, bytes);
-      parts_.vocabulary.set(id, in_alphabet ? bytes : token, in_alphabet || !parts_.bpe.byte_level, where);
+      parts_.vocabulary.set(lists_.id(i), in_alphabet ? bytes : token, in_alphabet || !parts_.bpe.byte_level, where);
     }
   }
 
@@ -72,7 +80,6 @@ class TokenizerJsonReader {
     const Json* list = find_value(file_, "added_tokens", where_);
     if (list == nullptr) return;
     require<FormatError>(list->is_array(), where_, ": \"added_tokens\": expected an array, found ", kind_of(*list));
-    const Json& vocabulary = file_.at("model").at("vocab");
     std::map<std::string, TokenId> seen;
     std::string bytes;
     for (std::size_t i = 0; i < list->size(); ++i) {
@@ -89,13 +96,13 @@ class TokenizerJsonReader {
       require<FormatError>(token.content.size() <= 4096, where, ": a content of more than 4096 bytes");
       require<FormatError>(seen.emplace(token.content, token.id).second, where, ": the content ",
                            in_quotes(token.content), " occurs twice");
-      const auto known = vocabulary.find(token.content);
-      if (known == vocabulary.end()) {
+      const auto known = lists_.find(token.content);
+      if (!known) {
         const bool in_alphabet = parts_.bpe.byte_level && alphabet_.decode(token.content, bytes);
         parts_.vocabulary.set(token.id, in_alphabet ? bytes : token.content, false, where);
       } else {
         require<FormatError>(*known == token.id, where, ": the content ", in_quotes(token.content), " has the id ",
-                             token.id, " here and ", known->dump(), " in the vocabulary");
+                             token.id, " here and ", *known, " in the vocabulary");
       }
       parts_.added.push_back(std::move(token));
     }
@@ -119,44 +126,31 @@ class TokenizerJsonReader {
     }
   }
 
-  void read_merges(const Json& merges, const std::string& where) {
-    std::string left, right;
-    parts_.merges.reserve(merges.size());
-    for (std::size_t i = 0; i < merges.size(); ++i) {
-      const auto here = [&] { return message(where, '/', i); };
-      const Json& merge = merges[i];
-      if (merge.is_string()) {
-        const auto& text = merge.get_ref<const std::string&>();
-        const std::size_t space = text.find(' ');
-        if (space == text.npos || text.find(' ', space + 1) != text.npos)
-          throw FormatError(message(here(), ": expected two tokens and a space between them, found ", in_quotes(text)));
-        left = text.substr(0, space);
-        right = text.substr(space + 1);
-      } else {
-        const bool is_pair = merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string();
-        if (!is_pair)
-          throw FormatError(message(here(), ": expected \"a b\" or [\"a\", \"b\"], found ", kind_of(merge)));
-        left = merge[0].get_ref<const std::string&>();
-        right = merge[1].get_ref<const std::string&>();
-      }
-      const auto id_of = [&](const std::string& token) {
+  void read_merges(const std::string& where) {
+    parts_.merges.reserve(lists_.merges());
+    std::string both;
+    for (std::size_t i = 0; i < lists_.merges(); ++i) {
+      const auto id_of = [&](std::string_view token) {
         const TokenId id = find_token(token);
         if (id == Vocabulary::none)
-          throw FormatError(message(here(), ": ", in_quotes(token), " is not in the vocabulary"));
+          throw FormatError(message(where, '/', i, ": ", in_quotes(token), " is not in the vocabulary"));
         return id;
       };
-      parts_.merges.push_back({id_of(left), id_of(right), static_cast<std::uint32_t>(i), id_of(left + right)});
+      const std::string_view left = lists_.left(i), right = lists_.right(i);
+      both.assign(left).append(right);
+      parts_.merges.push_back({id_of(left), id_of(right), static_cast<std::uint32_t>(i), id_of(both)});
     }
   }
 
   /// The id of a token as the file writes it.
-  TokenId find_token(const std::string& token) const {
+  TokenId find_token(std::string_view token) const {
     std::string bytes;
     if (!parts_.bpe.byte_level) return parts_.vocabulary.find(token);
     return alphabet_.decode(token, bytes) ? parts_.vocabulary.find(bytes) : Vocabulary::none;
   }
 
   const Json& file_;
+  TokenizerLists lists_;
   const std::string& where_;
   const ByteAlphabet alphabet_;
   TokenizerParts parts_;
@@ -164,10 +158,12 @@ class TokenizerJsonReader {
 
 /// Reads the text of a tokenizer.json. Throws FormatError: where, the place, the reason.
 inline TokenizerParts parse_tokenizer_json(std::string_view text, const std::string& where) {
+  TokenizerLists lists;
+  const auto streams = lists.streams(where, text.size());
   JsonLimits limits;
-  limits.memory_bytes = 8 * static_cast<Index>(text.size()) + (Index{64} << 20);
-  const Json file = parse_json(text, where, limits);
-  return TokenizerJsonReader(file, where).read();
+  limits.memory_bytes = static_cast<Index>(text.size()) / 2 + (Index{32} << 20);  // the rest is for the lists
+  const Json file = parse_json(text, where, limits, streams);
+  return TokenizerJsonReader(file, std::move(lists), where).read();
 }
 
 /// Takes over what a tokenizer_config.json says: bos_token, eos_token, unk_token, pad_token and chat_template, of
