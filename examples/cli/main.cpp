@@ -231,8 +231,10 @@ void check_usage(const Options& o) {
   if (o.command == Command::tokenize) expect(!o.file.empty() || o.has_text, "give --text or --file");
   if (o.has_ids) parse_ids(o.ids);
   if (!o.links.empty()) links_of(o);
+  std::error_code error;  // a path that cannot be looked at fails where it is opened
+  const auto folder = [&](const std::string& path) { return std::filesystem::weakly_canonical(path, error); };
   if (o.command == Command::train)
-    expect(std::filesystem::weakly_canonical(o.out) != std::filesystem::weakly_canonical(o.adapter),
+    expect(folder(o.out) != folder(o.adapter) || error,
            "--out: a run begins from the bridges in the folder of --adapter and leaves them as they are; give another");
 }
 

@@ -64,6 +64,7 @@ expect 0 "2 links" init "${texts[@]}" --links-count 2 --out "$out/fresh"
 learn=(train "${texts[@]}" --adapter "$out/fresh" --batch-tokens 8 --out "$out/learned")
 expect 0 "after 4 steps" "${learn[@]}" --data "$out/first.jsonl" --steps 4
 expect 0 "were done before" "${learn[@]}" --data "$out/first.jsonl" --steps 4 --resume
+expect 0 "no file of the model names an end token" "${learn[@]}" --data "$out/first.jsonl" --steps 4 --resume
 learn_valid=(train "${texts[@]}" --adapter "$out/fresh" --data "$out/first.jsonl" --valid "$out/second.jsonl" --steps 4
   --out "$out/learned_valid")
 expect 0 "train  4/4  100 %" "${learn_valid[@]}"
