@@ -145,6 +145,9 @@ template <class Model>
 std::vector<calm::Example> examples_of(const Model& model, const Options& o, const std::string& path,
                                        const calm::Tokenizer& tokenizer) {
   std::vector<calm::Example> examples;
+  const TokenId end = tokenizer.eos().value_or(0);
+  calm::require<calm::FormatError>(end < model.spec().vocabulary, o.main_model(), ": the end token is ", end,
+                                   ", which is outside the model's vocabulary of ", model.spec().vocabulary);
   for (const calm::TextExample& text : calm::read_text_examples(path)) {
     calm::Example example{prompt_ids(tokenizer, prompt_text(o, tokenizer, text.prompt)),
                           encode_plain(tokenizer, text.completion, false)};
@@ -280,7 +283,7 @@ void train(Ctx& ctx, Model& model, const Options& o, const ModelTokenizer& model
     return calm::message("loss ", calm::fixed(loss, 3), "  ", calm::fixed(tokens / seconds, 0), " tokens/s",
                          std::isnan(validation) ? "" : "  valid " + calm::fixed(validation, 3));
   };
-  calm::run_training<Model>(trainer, std::ref(batches), run, validate, [&](const calm::StepReport& report) {
+  const double best = calm::run_training<Model>(trainer, std::ref(batches), run, validate, [&](const auto& report) {
     tokens += static_cast<double>(report.result.tokens);
     loss = report.result.loss;
     if (!std::isnan(report.validation_loss)) validation = report.validation_loss;
@@ -288,16 +291,15 @@ void train(Ctx& ctx, Model& model, const Options& o, const ModelTokenizer& model
   });
   const bool was_done = std::isnan(loss);
   if (!was_done) progress.finish(describe());
-  else if (validate) validation = validate();
   calm::save_adapter(model, o.out, bases, alignment);
   nlohmann::json result{{"steps", trainer.step_count()}, {"out", o.out}};
   if (!std::isnan(loss)) result["loss"] = loss;
-  if (!std::isnan(validation)) result["valid_loss"] = validation;
+  if (!std::isnan(best)) result["valid_loss"] = best;  // that of the weights that are saved
   if (o.json) std::cout << result << '\n';
   else {
     if (was_done) std::cout << "all " << trainer.step_count() << " steps were done before";
     else std::cout << "loss " << loss << " after " << trainer.step_count() << " steps";
-    if (!std::isnan(validation)) std::cout << ", valid_loss " << validation;
+    if (!std::isnan(best)) std::cout << ", valid_loss " << best;
     std::cout << " -> " << o.out << '\n';
   }
 }
@@ -425,9 +427,13 @@ void run_composed(Ctx& ctx, const Options& o, std::shared_ptr<const Anchor> anch
     return;
   }
   const calm::AdapterConfig config = calm::read_adapter_config(o.adapter);
-  for (std::size_t i = 0; i < std::min(bases.size(), config.bases.size()); ++i)
-    if (!(i == 0 ? tokenizer : augments[i - 1].tokenizer).fault().empty())  // it is not known which one it is
-      bases[i].tokenizer = config.bases[i].tokenizer;
+  for (std::size_t i = 0; i < std::min(bases.size(), config.bases.size()); ++i) {
+    const std::string& fault = (i == 0 ? tokenizer : augments[i - 1].tokenizer).fault();
+    if (fault.empty()) continue;
+    std::cerr << "calm: whether this tokenizer is the one that the adapter was made with is not known: " << fault
+              << '\n';
+    bases[i].tokenizer = config.bases[i].tokenizer;
+  }
   calm::adapter::check_bases(o.adapter, config.bases, bases, o.allow_requantised);
   const std::string alignment = alignment_of(o, config.alignment, tokenizer, augments);
   Model model(anchor, models, calm::Links(config.links), config.options, aligners_of(alignment, tokenizer, augments));

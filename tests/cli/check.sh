@@ -68,7 +68,9 @@ expect 0 "no file of the model names an end token" "${learn[@]}" --data "$out/fi
 learn_valid=(train "${texts[@]}" --adapter "$out/fresh" --data "$out/first.jsonl" --valid "$out/second.jsonl" --steps 4
   --out "$out/learned_valid")
 expect 0 "train  4/4  100 %" "${learn_valid[@]}"
+valid_loss=$("$program" "${learn_valid[@]}" --json 2>/dev/null | grep -o '"valid_loss":[0-9.e-]*')
 expect 0 "were done before, valid_loss" "${learn_valid[@]}" --resume
+expect 0 "$valid_loss" "${learn_valid[@]}" --resume --json
 expect 1 "belongs to a run with other options" "${learn[@]}" --data "$out/second.jsonl" --steps 4 --resume
 expect 1 "belongs to a run with other options" "${learn[@]}" --data "$out/first.jsonl" --steps 5 --resume
 

@@ -8,6 +8,7 @@
 #include <support/temporary_folder.hpp>
 
 #include <Eigen/SVD>
+#include <fstream>
 #include <map>
 
 namespace muon_test {
@@ -193,6 +194,15 @@ TEST_CASE("a run that is resumed ends with the same bits, and a checkpoint of th
   CHECK(contains(error, "Muon"));
   CHECK(contains(error, "AdamW"));
   CHECK(adamw.step_count() == 0);
+  // A checkpoint that says nothing is one of AdamW.
+  calm::save_checkpoint(adamw, path, 0, "");
+  std::ifstream in(path, std::ios::binary);
+  std::string bytes(std::istreambuf_iterator<char>(in), {});
+  in.close();
+  bytes.replace(bytes.find("\"optimizer\""), 11, "\"optimizes\"");
+  std::ofstream(path, std::ios::binary) << bytes;
+  calm::load_checkpoint(adamw, path, "");
+  CHECK_THROWS_AS(calm::load_checkpoint(resumed, path, ""), calm::FormatError);
 }
 
 TEST_CASE("options that make no sense are refused by name") {

@@ -2,6 +2,7 @@
 // library.
 #include <doctest/doctest.h>
 #include <calm/backend/cpu_bf16.hpp>
+#include <calm/train/muon.hpp>
 #include <calm/train/trainer.hpp>
 #include <support/models.hpp>
 
@@ -169,6 +170,23 @@ TEST_CASE("a training step of a composed model allocates nothing after the first
         for (int i = 0; i < 3; ++i) CHECK(allocations_of(pass) == 0);
       }
     }
+  }
+}
+
+TEST_CASE("a step of Muon allocates nothing after the first" * doctest::skip(!counts)) {
+  for (const Settings& settings : all_settings) {
+    CAPTURE(settings.first);
+    CAPTURE(settings.second != nullptr);
+    calm::Transformer<calm::zoo::Llama, calm::Trainable, float> model(small_spec(), TestWeights{1, calm::DType::f32});
+    Cpu ctx(settings.first, settings.second);
+    calm::Gradients<float> grads(model);
+    std::fill(grads.values().begin(), grads.values().end(), 0.5F);
+    calm::Muon<float> muon(static_cast<Index>(grads.values().size()), {});
+    Index step = 0;
+    const auto update = [&] { muon.update(ctx, grads, 1.0, 1e-3, ++step); };
+    CHECK(allocations_of(update) > 0);
+    update();
+    for (int i = 0; i < 3; ++i) CHECK(allocations_of(update) == 0);
   }
 }
 

@@ -216,7 +216,7 @@ TEST_CASE("a tokenizer.json with long tokens, many added tokens, or a list that 
   std::vector<std::string> tokens;
   for (int i = 0; i < 100; ++i) tokens.push_back(std::string(1'000'000, 'x') + std::to_string(i));
   CHECK(open_json(tokens, {}) == "100 tokens");
-  for (const std::size_t count : {10'000U, 100'000U, 500'000U}) CHECK(open_json({}, {}, words(count)).size() > 0);
+  for (const std::size_t count : {10'000U, 100'000U, 500'000U}) CHECK(open_json({}, {}, words(count)) != "0 tokens");
   CHECK(has(open_json({"a"}, std::vector<std::string>(1'000'000, "{}")), "merges/0: expected"));
   CHECK(has(open_json({"a", "a"}, {}), "the key \"a\" occurs twice"));
 }

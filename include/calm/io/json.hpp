@@ -171,7 +171,9 @@ class JsonBuilder {
     for (std::size_t i = 0; i + 1 < levels_.size() && place.size() < 100; ++i) {
       if (i > 0) place += '/';
       const Level& level = levels_[i];
-      place += level.entry != nullptr ? printable(level.entry->first, 40) : message(level.value->size() - 1);
+      place += level.entry != nullptr    ? printable(level.entry->first, 40)
+               : level.stream != nullptr ? message(level.taken)
+                                         : message(level.value->size() - 1);
     }
     throw FormatError(message(where_, ": ", place.empty() ? "" : "in " + in_quotes(place) + ": ", reason));
   }

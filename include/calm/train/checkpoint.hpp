@@ -80,13 +80,12 @@ double load_checkpoint(Trainer<Model, Parts...>& trainer, const std::filesystem:
     return found->second;
   };
   require<FormatError>(value("fingerprint") == fingerprint, path.string(),
-                       ": the checkpoint belongs to a run with other options (", value("fingerprint"),
+                       ": the checkpoint belongs to a run with other options (", printable(value("fingerprint"), 1000),
                        "), this run has (", fingerprint, "); use another folder or start anew");
-  const auto optimizer_name = file.metadata().find("optimizer");
-  require<FormatError>(optimizer_name == file.metadata().end() || optimizer_name->second == trainer.optimizer_name,
-                       path.string(), ": the checkpoint's moments are of ",
-                       optimizer_name == file.metadata().end() ? "" : optimizer_name->second, ", this run trains with ",
-                       trainer.optimizer_name, "; use another folder or start anew");
+  const std::string optimizer_name = file.metadata().contains("optimizer") ? value("optimizer") : "AdamW";
+  require<FormatError>(optimizer_name == trainer.optimizer_name, path.string(), ": the checkpoint's moments are of ",
+                       in_quotes(optimizer_name), ", this run trains with ", trainer.optimizer_name,
+                       "; use another folder or start anew");
   const std::string step_text = value("step");
   Index step = -1;
   const auto [end, error] = std::from_chars(step_text.data(), step_text.data() + step_text.size(), step);
@@ -128,13 +127,13 @@ struct StepReport {
 
 /// Runs the schedule's steps: batches(step) gives the TrainingBatches of a step counted from 0, validate() the
 /// validation loss (may be empty), report(StepReport) is called after each step. With validation the model ends with
-/// the weights of the best loss. A NumericError, also for a validation loss that is not finite, leaves the last good
-/// checkpoint in place.
+/// the weights of the best loss, which is returned (NaN without). A NumericError, also for a validation loss that is
+/// not finite, leaves the last good checkpoint in place.
 template <class Model, class... Parts>
-void run_training(Trainer<Model, Parts...>& trainer,
-                  const std::function<std::vector<TrainingBatch<Model>>(Index)>& batches, const RunOptions& options,
-                  const std::function<double()>& validate = {},
-                  const std::function<void(const StepReport&)>& report = {}) {
+double run_training(Trainer<Model, Parts...>& trainer,
+                    const std::function<std::vector<TrainingBatch<Model>>(Index)>& batches, const RunOptions& options,
+                    const std::function<double()>& validate = {},
+                    const std::function<void(const StepReport&)>& report = {}) {
   const auto last = options.folder / "last.safetensors", best = options.folder / "best.safetensors";
   const bool keeps = !options.folder.empty();
   double best_loss = std::numeric_limits<double>::infinity();
@@ -171,6 +170,7 @@ void run_training(Trainer<Model, Parts...>& trainer,
     load_parameters(trainer.model(), SafetensorsFile(best));
   }
   check_weights(trainer);  // what the last update did, no step has met
+  return validate && std::isfinite(best_loss) ? best_loss : std::numeric_limits<double>::quiet_NaN();
 }
 
 /// The same over a dataset: `accumulate` batches a step, epoch after epoch. States are kept for later epochs until

@@ -1,6 +1,7 @@
 // Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon): the momentum of a matrix is brought to a
 // matrix whose singular values all lie near 1 before it is taken as the step, so that rare directions are learned as
-// fast as frequent ones. Vectors (norms, gates) and tables of tokens (embeddings, output heads) are updated by AdamW.
+// fast as frequent ones. Vectors (norms, gates) and tables of tokens (embeddings, output heads) are updated by AdamW,
+// whose second moment stays zero for the matrices.
 #pragma once
 
 #include <calm/train/optimizer.hpp>

@@ -30,6 +30,20 @@ struct AdamWOptions {
   }
 };
 
+/// What Trainer takes: made of the number of parameters and its Options, which can check themselves; known in
+/// checkpoints by its name and two moments, each as long as all parameters. update() is one step for gradients of a
+/// norm, at a rate, counted from 1; it may take memory from the arena of the context and reset it.
+template <class O, class Scalar, class Ctx>
+concept Optimizer = requires(O optimizer, const typename O::Options& options, Ctx& ctx, Gradients<Scalar>& grads) {
+  O(Index{1}, options);
+  options.check();
+  std::string_view(O::name);
+  optimizer.update(ctx, grads, 1.0, 1e-3, Index{1});
+  { optimizer.first_moment() } -> std::same_as<Matrix<Scalar>&>;
+  { optimizer.second_moment() } -> std::same_as<Matrix<Scalar>&>;
+  { optimizer.options() } -> std::same_as<const typename O::Options&>;
+};
+
 template <class Scalar>
 class AdamW {
  public:

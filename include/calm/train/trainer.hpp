@@ -130,13 +130,13 @@ inline constexpr Index usual_shares = 12;
 /// A step is cut into pieces (PackedBatch::pieces) and these into at most `max_shares` shares, each with gradients of
 /// its own that are added up in order. Shares are computed side by side; where they begin and end follows from the data
 /// alone. With one share a batch is computed whole.
-/// The optimizer is AdamW or another class with its members, such as Muon.
-template <class Model, class Ctx, class Optimizer = AdamW<typename Model::Scalar>>
+template <class Model, class Ctx, class OptimizerType = AdamW<typename Model::Scalar>>
 class Trainer {
  public:
   using Scalar = typename Model::Scalar;
+  static_assert(Optimizer<OptimizerType, Scalar, Ctx>);
 
-  Trainer(Ctx& ctx, Model& model, const CosineSchedule& schedule, const typename Optimizer::Options& options = {},
+  Trainer(Ctx& ctx, Model& model, const CosineSchedule& schedule, const typename OptimizerType::Options& options = {},
           Index max_shares = usual_shares)
       : ctx_(ctx), model_(model), schedule_(schedule), grads_(model),
         optimizer_(static_cast<Index>(grads_.values().size()), options), workers_(ctx),
@@ -192,8 +192,8 @@ class Trainer {
   const Gradients<Scalar>& gradients() const { return grads_; }
   Model& model() { return model_; }
   Ctx& context() { return ctx_; }
-  static constexpr std::string_view optimizer_name = Optimizer::name;
-  Optimizer& optimizer() { return optimizer_; }
+  static constexpr std::string_view optimizer_name = OptimizerType::name;
+  OptimizerType& optimizer() { return optimizer_; }
 
   /// Goes on from a step whose weights and moments were restored.
   void resume_at(Index step) { step_ = step; }
@@ -264,7 +264,7 @@ class Trainer {
   Model& model_;
   CosineSchedule schedule_;
   Gradients<Scalar> grads_;  // of the first share, then of all
-  Optimizer optimizer_;
+  OptimizerType optimizer_;
   Workers<Ctx> workers_;
   Index max_shares_;
   std::vector<Gradients<Scalar>> share_grads_;  // of the others

@@ -67,7 +67,7 @@ class Tokenizer {
     bpe_ = Bpe(std::move(parts_.merges), parts_.bpe, parts_.vocabulary);
     std::vector<AddedToken> raw, normalized;
     Regex::Scratch scratch;
-    // Few added tokens are found in the normalised text; of more than this in all, a step that multiplies them is none.
+    // What becomes of all of them together is limited as if they were 32 kB at most: 2 MB. Few are normalised at all.
     std::size_t normalized_bytes = 0;
     for (const AddedToken& token : parts_.added) normalized_bytes += token.normalized ? token.content.size() : 0;
     TextGrowth growth(std::min(normalized_bytes, std::size_t{32} << 10));

@@ -25,11 +25,12 @@ class TokenizerLists {
   std::array<JsonStream, 2> streams(const std::string& where, std::size_t bytes) {
     texts_.reserve(0, bytes);
     return {JsonStream{"model", "vocab", true,
-                       [this, where](const std::string& token, std::size_t, const Json& id) {
-                         add_token(token, id, where + ": model: vocab");
+                       [this, here = where + ": model: vocab"](const std::string& token, std::size_t, const Json& id) {
+                         add_token(token, id, here);
                        }},
-            JsonStream{"model", "merges", false, [this, where](const std::string&, std::size_t i, const Json& merge) {
-                         add_merge(merge, i, where + ": model: merges");
+            JsonStream{"model", "merges", false,
+                       [this, here = where + ": model: merges"](const std::string&, std::size_t i, const Json& merge) {
+                         add_merge(merge, i, here);
                        }}};
   }
 
@@ -53,7 +54,10 @@ class TokenizerLists {
         std::lower_bound(order_.begin(), order_.end(), token, [&](auto i, std::string_view t) { return text(i) < t; });
     return found != order_.end() && text(*found) == token ? std::optional(ids_[*found]) : std::nullopt;
   }
-  void forget_tokens() { order_ = {}, ids_ = {}; }
+  void forget_tokens() {  // assigning {} would keep the memory
+    order_ = std::vector<std::uint32_t>();
+    ids_ = std::vector<TokenId>();
+  }
 
   std::size_t merges() const { return merges_; }
   std::string_view left(std::size_t merge) const { return texts_[first_merge_ + 2 * merge]; }
