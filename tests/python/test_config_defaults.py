@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transformers import CONFIG_MAPPING
 
-PROGRAM = Path(os.environ["CALM_BUILD_DIR"]) / "bin" / "describe_configs"
+PROGRAM = Path(os.environ["CALM_BUILD_DIR"]) / "tests" / "python" / "describe_configs"
 
 # Every key with another value than its default; what is left out shows. The number of heads fits every default.
 SIZES = dict(vocab_size=61, hidden_size=128, intermediate_size=48, num_hidden_layers=31, num_attention_heads=32)
