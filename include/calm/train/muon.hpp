@@ -18,7 +18,8 @@ struct MuonOptions {
   /// Throws ConfigError where a number makes no sense.
   void check() const {
     others.check();
-    AdamWOptions{.beta1 = momentum, .weight_decay = weight_decay}.check("MuonOptions", "momentum");
+    check_option("MuonOptions", "momentum", momentum, 1);
+    check_option("MuonOptions", "weight_decay", weight_decay, std::numeric_limits<double>::infinity());
   }
 };
 

@@ -9,23 +9,26 @@
 
 namespace calm::inline CALM_ABI {
 
+/// Throws ConfigError for an option that is not of [0, below).
+inline void check_option(const char* options, const char* name, double value, double below) {
+  require<ConfigError>(value >= 0 && value < below, options, ": ", name, " is ", value,
+                       ", expected a number of at least 0 and below ", below);
+}
+
 struct AdamWOptions {
   double beta1 = 0.9, beta2 = 0.98, epsilon = 1e-8;
   double weight_decay = 0.01;  // of matrices; norms and gates do not decay
   double clip_norm = 1;        // 0: no clipping
 
-  /// Throws ConfigError where a number makes no sense; an optimizer that uses this one says its own names.
-  void check(const char* options = "AdamWOptions", const char* first = "beta1") const {
-    const auto between = [&](const char* name, double value, double below) {
-      require<ConfigError>(value >= 0 && value < below, options, ": ", name, " is ", value,
-                           ", expected a number of at least 0 and below ", below);
-    };
-    between(first, beta1, 1);
-    between("beta2", beta2, 1);
+  /// Throws ConfigError where a number makes no sense.
+  void check() const {
+    constexpr const char* self = "AdamWOptions";
     constexpr double infinity = std::numeric_limits<double>::infinity();
-    between("weight_decay", weight_decay, infinity);
-    between("clip_norm", clip_norm, infinity);
-    require<ConfigError>(epsilon > 0 && epsilon < infinity, options, ": epsilon is ", epsilon,
+    check_option(self, "beta1", beta1, 1);
+    check_option(self, "beta2", beta2, 1);
+    check_option(self, "weight_decay", weight_decay, infinity);
+    check_option(self, "clip_norm", clip_norm, infinity);
+    require<ConfigError>(epsilon > 0 && epsilon < infinity, self, ": epsilon is ", epsilon,
                          ", expected a number above 0");
   }
 };

@@ -11,7 +11,6 @@
 
 namespace calm::inline CALM_ABI {
 
-/// Texts behind each other in one piece of memory.
 class TextList {
  public:
   TextList() = default;
