@@ -337,6 +337,15 @@ TEST_CASE("a GGUF vocabulary of SentencePiece joins by score, the leftmost first
   CHECK(ids_of(calm::make_tokenizer(file, "m.gguf").encode("ab")) == Ids{5});
 }
 
+TEST_CASE("a GGUF vocabulary of SentencePiece that names no BOS begins with <s> where token 1 is a control token") {
+  calm::GgufVocabulary file = small_gguf();
+  file.bos = file.eos = std::nullopt;
+  CHECK(file.token_types[1] == 3);
+  CHECK(ids_of(calm::make_tokenizer(file, "m.gguf").encode("aba")) == Ids{1, 7, 6});
+  file.token_types[1] = 1;
+  CHECK(ids_of(calm::make_tokenizer(file, "m.gguf").encode("aba")) == Ids{7, 6});
+}
+
 TEST_CASE("user defined tokens of SentencePiece are found after spaces have become marks, longest first") {
   calm::GgufVocabulary file = small_gguf();
   file.add_bos = false;

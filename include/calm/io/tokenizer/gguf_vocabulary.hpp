@@ -205,8 +205,8 @@ class GgufVocabularyReader {
                            " is not in the vocabulary of ", parts_.vocabulary.size());
       return id;
     };
-    parts_.bos = check(file_.bos, "bos");
-    if (const auto eos = check(file_.eos, "eos")) parts_.ends = {*eos};
+    parts_.bos = check(file_.bos ? file_.bos : usual(1), "bos");
+    if (const auto eos = check(file_.eos ? file_.eos : usual(2), "eos")) parts_.ends = {*eos};
     parts_.pad = check(file_.pad, "pad");
     parts_.unknown = check(file_.unknown, "unknown");
     if (!parts_.bpe.byte_level && parts_.bpe.unknown == Vocabulary::none)
@@ -216,6 +216,12 @@ class GgufVocabularyReader {
     if (file_.add_eos.value_or(false) && !parts_.ends.empty()) parts_.suffix.push_back(parts_.ends.front());
     parts_.chat_template = file_.chat_template;
     parts_.chat_source = where_;
+  }
+
+  /// SentencePiece writes <s> and </s> as its tokens 1 and 2; llama.cpp takes them where the file names no other.
+  std::optional<TokenId> usual(TokenId id) const {
+    const bool is_there = !parts_.bpe.byte_level && parts_.vocabulary.contains(id) && type_of(id) == control;
+    return is_there ? std::optional(id) : std::nullopt;
   }
 
   const GgufVocabulary& file_;
