@@ -8,7 +8,7 @@
 #pragma once
 
 #include <calm/backend/backend.hpp>
-#include <calm/backend/cpu_vector.hpp>
+#include <calm/backend/cpu_transpose.hpp>
 #include <calm/core/arithmetic.hpp>
 #include <calm/core/parallel.hpp>
 
@@ -154,37 +154,6 @@ void product(Index depth, Strided<S> a, MatrixView<const S> b, MatrixView<S> c, 
       stride = width;
     }
     panel_product<S>(c.rows, depth, a, panel, stride, c.middle_cols(j, columns), add);
-  }
-}
-
-/// target [4, 4] = source^T; rows lie `from` and `to` values apart.
-template <class S>
-void transpose_four(const S* source, Index from, S* target, Index to) {
-  typedef S Four __attribute__((vector_size(4 * sizeof(S))));  // NOLINT(modernize-use-using)
-  // At any address; by reference, since wide vectors are passed by value only where the machine has them.
-  const auto read = [&](Index i, Four& values) { std::memcpy(&values, source + i * from, sizeof(values)); };
-  Four a, b, c, d;
-  read(0, a), read(1, b), read(2, c), read(3, d);
-  const Four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-  const Four cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-  const auto write = [&](Index i, const Four& values) { std::memcpy(target + i * to, &values, sizeof(values)); };
-  write(0, __builtin_shufflevector(ab, cd, 0, 1, 4, 5));
-  write(1, __builtin_shufflevector(ab, cd, 2, 3, 6, 7));
-  write(2, __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5));
-  write(3, __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7));
-}
-
-/// panel [in, Width] = rows [first, first + Width) of w [out, in], transposed; rows that w lacks are zeros.
-template <Index Width, class S>
-void transpose_rows(MatrixView<const S> w, Index first, S* panel) {
-  constexpr Index block = 4;
-  for (Index j = 0; j < Width; j += block) {
-    const Index row = first + j;
-    Index k = 0;
-    if (row + block <= w.rows)
-      for (; k + block <= w.cols; k += block) transpose_four(w.row(row) + k, w.stride, panel + k * Width + j, Width);
-    for (; k < w.cols; ++k)
-      for (Index i = 0; i < block; ++i) panel[k * Width + j + i] = row + i < w.rows ? w(row + i, k) : S{};
   }
 }
 

@@ -31,10 +31,18 @@ template <int Offset = 0>
 
 /// to_float() of the f16 in the lower half of each word.
 inline Floats floats_of_f16(Words word) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Floats>(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(word))));
+#elif defined(__F16C__) && defined(__AVX2__)
+  const auto half = reinterpret_cast<__m256i>(word & 0xFFFFU);
+  return reinterpret_cast<Floats>(
+      _mm256_cvtph_ps(_mm_packus_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1))));
+#else
   const Words magnitude = (word & 0x7FFFU) << 13;
   const Words finite = reinterpret_cast<Words>(as_floats(magnitude) * 0x1p112F);  // moves the exponent; exact
   const Words value = magnitude >= 0x0F800000U ? magnitude | 0x7F800000U : finite;
   return as_floats(value | (word & 0x8000U) << 16);
+#endif
 }
 
 /// StoredColumns<Stored>: `depth` values of each row lie in `bytes`. decode() calls use(k, the values of each part) for

@@ -9,11 +9,6 @@
 
 namespace calm::inline CALM_ABI::cpu {
 
-using Floats = Vector<float>;
-using Words = Vector<std::uint32_t>;
-using Integers = Vector<std::int32_t>;
-inline constexpr Index row_lanes = lanes_of<float>;
-
 /// A vector for each part of one or two panels: a value of every row.
 template <class T, int Parts>
 struct PanelVectors {
@@ -27,52 +22,6 @@ template <int Parts, class Of>
 #pragma GCC unroll 4
   for (int p = 0; p < Parts; ++p) all.part[p] = of(p);
   return all;
-}
-
-/// A vector of the four values of the pattern in each 128 bits; from 4 on they are those of b.
-template <int... Pattern, std::size_t... I>
-[[gnu::always_inline]] inline Words shuffle_quarters(Words a, Words b, std::integer_sequence<int, Pattern...>,
-                                                     std::index_sequence<I...>) {
-  constexpr int pattern[] = {Pattern...}, beyond = static_cast<int>(row_lanes) - 4;
-  return __builtin_shufflevector(
-      a, b, (pattern[I % 4] + static_cast<int>(I / 4 * 4) + (pattern[I % 4] >= 4 ? beyond : 0))...);
-}
-template <int... Pattern>
-[[gnu::always_inline]] inline Words shuffle_quarters(Words a, Words b) {
-  return shuffle_quarters(a, b, std::integer_sequence<int, Pattern...>{},
-                          std::make_index_sequence<static_cast<std::size_t>(row_lanes)>{});
-}
-
-/// Words 0 to 3 of as many rows as a vector has lanes.
-struct FourWords {
-  Words word[4];
-};
-
-/// 16 bytes of each row, from `first` on.
-template <Index Lanes = row_lanes>
-[[gnu::always_inline]] inline FourWords transposed_words(const std::byte* first, Index row_bytes) {
-  typedef std::uint32_t Quarter __attribute__((vector_size(16)));  // NOLINT(modernize-use-using)
-  const auto quarter = [=](Index row) {
-    Quarter words;
-    std::memcpy(&words, first + row * row_bytes, sizeof(words));
-    return words;
-  };
-  const auto rows = [=](Index z) {  // rows z, z + 4, ..., a quarter each
-    if constexpr (Lanes == 4) {
-      return Words(quarter(z));
-    } else if constexpr (Lanes == 8) {
-      return Words(__builtin_shufflevector(quarter(z), quarter(z + 4), 0, 1, 2, 3, 4, 5, 6, 7));
-    } else {
-      const auto low = __builtin_shufflevector(quarter(z), quarter(z + 4), 0, 1, 2, 3, 4, 5, 6, 7);
-      const auto high = __builtin_shufflevector(quarter(z + 8), quarter(z + 12), 0, 1, 2, 3, 4, 5, 6, 7);
-      return Words(__builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-    }
-  };
-  const Words a = rows(0), b = rows(1), c = rows(2), d = rows(3);
-  const Words ab = shuffle_quarters<0, 4, 1, 5>(a, b), ab_high = shuffle_quarters<2, 6, 3, 7>(a, b);
-  const Words cd = shuffle_quarters<0, 4, 1, 5>(c, d), cd_high = shuffle_quarters<2, 6, 3, 7>(c, d);
-  return {{shuffle_quarters<0, 1, 4, 5>(ab, cd), shuffle_quarters<2, 3, 6, 7>(ab, cd),
-           shuffle_quarters<0, 1, 4, 5>(ab_high, cd_high), shuffle_quarters<2, 3, 6, 7>(ab_high, cd_high)}};
 }
 
 /// Rows of a panel.
