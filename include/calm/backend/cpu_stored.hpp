@@ -40,12 +40,12 @@ template <class Columns>
 }
 template <class Columns, int Panels>
 [[gnu::always_inline]] inline void for_each_piece(InterleavedRows<Panels> rows, Index depth, const auto& fn) {
+  constexpr bool asks_ahead = Columns::depth >= 32;  // of two plain lines after each other the processor knows
+  std::conditional_t<asks_ahead, AskingAhead<Panels>, InterleavedRows<Panels>> from(rows);
   Index k = 0;
-  for (; k + Columns::depth <= depth; k += Columns::depth, rows = rows.from(Columns::bytes)) {
-    if constexpr (Columns::depth >= 32) rows.prefetch(Columns::bytes);
-    fn(k, std::integral_constant<Index, Columns::depth>{}, rows);
-  }
-  if (k < depth) fn(k, depth - k, rows);
+  for (; k + Columns::depth <= depth; k += Columns::depth, from.move_on(Columns::bytes))
+    fn(k, std::integral_constant<Index, Columns::depth>{}, from);
+  if (k < depth) fn(k, depth - k, from);
 }
 
 /// Calls use(k, the values of each part) for all k of whole panels of rows.

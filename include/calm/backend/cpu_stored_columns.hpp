@@ -15,18 +15,47 @@ namespace calm::inline CALM_ABI::cpu {
 inline Floats as_floats(Words bits) { return reinterpret_cast<Floats>(bits); }
 inline Floats to_floats(Words small) { return __builtin_convertvector(reinterpret_cast<Integers>(small), Floats); }
 
-/// The four bits of each word from bit `shift` on, less Offset, as floats.
-template <int Offset = 0>
-[[gnu::always_inline]] inline Floats floats_of_nibbles(Words word, unsigned shift) {
+/// Bit i of each word is that of a where `mask` has it, else that of b.
+[[gnu::always_inline]] inline Words choose_bits(std::uint32_t mask, Words a, Words b) {
 #if defined(__AVX512F__)
-  constexpr float o = Offset;  // a look into sixteen values, which heeds four bits alone
-  constexpr Floats values{0 - o, 1 - o, 2 - o,  3 - o,  4 - o,  5 - o,  6 - o,  7 - o,
-                          8 - o, 9 - o, 10 - o, 11 - o, 12 - o, 13 - o, 14 - o, 15 - o};
-  return reinterpret_cast<Floats>(
-      _mm512_permutexvar_ps(reinterpret_cast<__m512i>(word >> shift), reinterpret_cast<__m512>(values)));
+  const auto m = reinterpret_cast<__m512i>(every_lane(mask));
+  return reinterpret_cast<Words>(
+      _mm512_ternarylogic_epi32(m, reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b), 0xCA));
 #else
-  return to_floats(((word >> shift) & 15U) - static_cast<unsigned>(Offset));
+  return (a & mask) | (b & ~mask);
 #endif
+}
+
+/// Bit `from` of each word becomes bit `to`.
+[[gnu::always_inline]] inline Words move_bits(Words words, int from, int to) {
+  return from >= to ? words >> (from - to) : words << (to - from);
+}
+
+/// The lowest four or five bits of each word, less Offset, as floats. AVX-512 looks into a table of as many values,
+/// and heeds no other bits.
+template <int Bits, int Offset>
+[[gnu::always_inline]] inline Floats floats_of_bits(Words words) {
+#if defined(__AVX512F__)
+  constexpr auto table = []<int... I>(std::integer_sequence<int, I...>, int first) {
+    return Floats{static_cast<float>(first + I)...};
+  };
+  constexpr auto sixteen = std::make_integer_sequence<int, 16>{};
+  constexpr Floats values = table(sixteen, -Offset), more = table(sixteen, 16 - Offset);
+  const auto index = reinterpret_cast<__m512i>(words);
+  if constexpr (Bits == 4)
+    return reinterpret_cast<Floats>(_mm512_permutexvar_ps(index, reinterpret_cast<__m512>(values)));
+  else
+    return reinterpret_cast<Floats>(
+        _mm512_permutex2var_ps(reinterpret_cast<__m512>(values), index, reinterpret_cast<__m512>(more)));
+#else
+  return to_floats((words & ((1U << Bits) - 1)) - static_cast<unsigned>(Offset));
+#endif
+}
+
+/// The lowest six bits of each word, less 32, as floats: as the last bits of 2^23, whose distance to the next float
+/// is 1.
+[[gnu::always_inline]] inline Floats floats_of_six_bits(Words words) {
+  return as_floats(choose_bits(63, words, every_lane<std::uint32_t>(0x4B000000))) - 8388640.0F;
 }
 
 /// to_float() of the f16 in the lower half of each word.
@@ -119,10 +148,12 @@ struct StoredColumns<Q8_0> {
   static constexpr int kept = 1;
   template <class Rows>
   [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
+    rows.ask(0, 2);
     const auto scales = rows.template numbers<std::uint16_t>(0);
     const auto d = each_part<Rows::parts>([&](int p) { return floats_of_f16(scales.part[p]) * 0x1p-24F; });
 #pragma GCC unroll 2
     for (int quarter = 0; quarter < 2; ++quarter) {
+      rows.ask(2 + 16 * quarter, 16);
       const auto words = rows.words(2 + 16 * quarter);
 #pragma GCC unroll 16
       for (int k = 0; k < 16; ++k)
@@ -142,6 +173,7 @@ struct StoredColumns<QuantisedBlock32<Bits, HasMinimum>> {
 
   template <class Rows>
   [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
+    rows.ask(0, bytes);
     const auto scales = rows.template numbers<std::conditional_t<HasMinimum, std::uint32_t, std::uint16_t>>(0);
     const auto d = each_part<Rows::parts>([&](int p) { return floats_of_f16(scales.part[p]); });
     const auto minimum = each_part<Rows::parts>([&](int p) { return floats_of_f16(scales.part[p] >> 16); });
@@ -154,14 +186,9 @@ struct StoredColumns<QuantisedBlock32<Bits, HasMinimum>> {
       for (int i = 0; i < 16; ++i) {
         const int k = 16 * half + i;
         use(k, map_words<Rows>(words, i / 4, [&](int p, Words w) {
-              const unsigned shift = 8 * static_cast<unsigned>(i % 4) + 4 * static_cast<unsigned>(half);
-              Floats q;
-              if constexpr (Bits == 4) {
-                q = floats_of_nibbles<offset>(w, shift);
-              } else {
-                const Words fifth = (k >= 4 ? high.part[p] >> (k - 4) : high.part[p] << (4 - k)) & 16U;
-                q = to_floats(((w >> shift & 15U) | fifth) - static_cast<unsigned>(offset));
-              }
+              Words bits = move_bits(w, 8 * (i % 4) + 4 * half, 0);
+              if constexpr (Bits == 5) bits = choose_bits(15, bits, move_bits(high.part[p], k, 4));
+              const Floats q = floats_of_bits<Bits, offset>(bits);
               if constexpr (HasMinimum) return multiply_add<float>(d.part[p], q, minimum.part[p]);
               else return d.part[p] * q;
             }));
@@ -170,7 +197,8 @@ struct StoredColumns<QuantisedBlock32<Bits, HasMinimum>> {
   }
 };
 
-/// q4_k and q5_k. The first 16 bytes of a block are d, e and the 12 bytes of s and m.
+/// q4_k and q5_k. The first 16 bytes of a block are d, e and the 12 bytes of s and m. Groups are counted at run time,
+/// in q6_k, too: 256 values in a row would be more instructions than a processor keeps.
 template <int Bits>
 struct StoredColumns<QuantisedBlock256<Bits>> {
   using Block = QuantisedBlock256<Bits>;
@@ -179,37 +207,38 @@ struct StoredColumns<QuantisedBlock256<Bits>> {
 
   template <class Rows>
   [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
+    rows.ask(0, bytes - 128);
     const auto head = rows.words(0);
     const auto d = map_words<Rows>(head, 0, [](int, Words w) { return floats_of_f16(w); });
     const auto e = map_words<Rows>(head, 0, [](int, Words w) { return floats_of_f16(w >> 16); });
-#pragma GCC unroll 16
-    for (int group = 0; group < 8; ++group) {
-      // As Block::scale_and_minimum: byte group % 4 of words 1 to 3.
-      const unsigned shift = 8 * static_cast<unsigned>(group % 4);
-      const auto six_bits = [&](int p, int word, unsigned half) {
-        const Words own = head.word(p, word) >> shift, third = head.word(p, 3) >> shift;
-        return to_floats(group < 4 ? own & 63U : ((third >> half) & 15U) | ((own >> 2) & 48U));
-      };
-      const auto step = each_part<Rows::parts>([&](int p) { return d.part[p] * six_bits(p, 1, 0); });
-      const auto minimum = each_part<Rows::parts>([&](int p) { return e.part[p] * six_bits(p, 2, 4); });
+#pragma GCC unroll 1
+    for (int pair = 0; pair < 4; ++pair) {
 #pragma GCC unroll 2
-      for (int quarter = 0; quarter < 2; ++quarter) {
-        const auto low = rows.words(bytes - 128 + group / 2 * 32 + quarter * 16);
-        const auto high = rows.words(16 + quarter * 16);  // of q5_k
+      for (int half = 0; half < 2; ++half) {
+        const int group = 2 * pair + half;
+        // As Block::scale_and_minimum: byte group % 4 of words 1 to 3.
+        const int shift = 8 * (group % 4);
+        const auto six_bits = [&](int p, int word, int nibble) {
+          const Words own = head.word(p, word) >> shift, third = head.word(p, 3) >> shift;
+          return to_floats(pair < 2 ? own & 63U : ((third >> nibble) & 15U) | ((own >> 2) & 48U));
+        };
+        const auto step = each_part<Rows::parts>([&](int p) { return d.part[p] * six_bits(p, 1, 0); });
+        const auto minimum = each_part<Rows::parts>([&](int p) { return e.part[p] * six_bits(p, 2, 4); });
+#pragma GCC unroll 2
+        for (int quarter = 0; quarter < 2; ++quarter) {
+          const Index place = bytes - 128 + 32 * pair + 16 * quarter;
+          if (half == 0) rows.ask(place, 16);
+          const auto low = rows.words(place), high = rows.words(Bits == 5 ? 16 + 16 * quarter : place);
 #pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i)
-          use(32 * group + 16 * quarter + i, map_words<Rows>(low, i / 4, [&](int p, Words w) {
-                const unsigned byte = 8 * static_cast<unsigned>(i % 4);
-                const unsigned nibble = byte + 4 * static_cast<unsigned>(group % 2);
-                Floats q;
-                if constexpr (Bits == 4) {
-                  q = floats_of_nibbles(w, nibble);
-                } else {
-                  const Words fifth = ((high.word(p, i / 4) >> (byte + static_cast<unsigned>(group))) & 1U) << 4;
-                  q = to_floats((w >> nibble & 15U) | fifth);
-                }
-                return multiply_add<float>(step.part[p], q, -minimum.part[p]);
-              }));
+          for (int i = 0; i < 16; ++i)
+            use(32 * group + 16 * quarter + i, map_words<Rows>(low, i / 4, [&](int p, Words w) {
+                  const int byte = 8 * (i % 4);
+                  Words bits = move_bits(w, byte + 4 * half, 0);
+                  if constexpr (Bits == 5)
+                    bits = choose_bits(15, bits, move_bits(high.word(p, i / 4) >> 2 * pair << 4, byte + half, 0));
+                  return multiply_add<float>(step.part[p], floats_of_bits<Bits, 0>(bits), -minimum.part[p]);
+                }));
+        }
       }
     }
   }
@@ -222,25 +251,30 @@ struct StoredColumns<Q6_K> {
 
   template <class Rows>
   [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
+    rows.ask(192, 18);
     const auto scales = rows.template numbers<std::uint16_t>(208);
     const auto d = each_part<Rows::parts>([&](int p) { return floats_of_f16(scales.part[p]) * 0x1p-24F; });
     const auto s = rows.words(192);
-#pragma GCC unroll 16
+#pragma GCC unroll 1
     for (int group = 0; group < 16; ++group) {  // of 16 values
       const int half = group / 8, run = group % 8 / 2, quarter = group % 2;
-      const auto low = rows.words(half * 64 + run % 2 * 32 + quarter * 16),
-                 high = rows.words(128 + half * 32 + quarter * 16);
-      const unsigned low_shift = 4 * static_cast<unsigned>(run / 2), high_shift = 2 * static_cast<unsigned>(run);
+      const Index low_place = half * 64 + run % 2 * 32 + quarter * 16, high_place = 128 + half * 32 + quarter * 16;
+      if (run < 2) rows.ask(low_place, 16);
+      if (run == 0) rows.ask(high_place, 16);
+      const auto low = rows.words(low_place), high = rows.words(high_place);
       const auto step =
           map_words<Rows>(s, group / 4, [&](int p, Words w) { return d.part[p] * high_byte(w, group % 4); });
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i)
-        use(16 * group + i, map_words<Rows>(low, i / 4, [&](int p, Words w) {
-              const unsigned byte = 8 * static_cast<unsigned>(i % 4);
-              const Words q = ((w >> (byte + low_shift)) & 15U) | ((high.word(p, i / 4) >> (byte + high_shift)) & 3U)
-                                                                      << 4;
-              return step.part[p] * to_floats(q - 32U);
-            }));
+#pragma GCC unroll 4
+      for (int t = 0; t < 4; ++t) {
+        const auto low_bits = map_words<Rows>(low, t, [&](int, Words w) { return w >> run / 2 * 4; });
+        const auto high_bits = map_words<Rows>(high, t, [&](int, Words w) { return w >> 2 * run << 4; });
+#pragma GCC unroll 4
+        for (int byte = 0; byte < 4; ++byte)
+          use(16 * group + 4 * t + byte, each_part<Rows::parts>([&](int p) {
+                const Words bits = choose_bits(15, low_bits.part[p] >> 8 * byte, high_bits.part[p] >> 8 * byte);
+                return step.part[p] * floats_of_six_bits(bits);
+              }));
+      }
     }
   }
 };

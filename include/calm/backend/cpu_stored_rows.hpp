@@ -65,6 +65,8 @@ struct StoredRows {
     std::memcpy(&all, each, sizeof(each));
     return all;
   }
+  /// Says that bytes [place, place + bytes) are read next; see AskingAhead.
+  static void ask(Index /*place*/, Index /*bytes*/) {}
   /// The rows from byte `place` on.
   [[gnu::always_inline]] StoredRows from(Index place) const { return {first + place, row_bytes}; }
 };
@@ -98,15 +100,34 @@ struct InterleavedRows {
       return __builtin_convertvector(numbers[p % 2], Words);
     });
   }
-  /// Asks the memory for as many bytes of each row, some way ahead: where much is computed between two lines the
-  /// processor does not foresee them.
-  [[gnu::always_inline]] void prefetch(Index bytes) const {
-    constexpr Index ahead = 4096, cache_line = 64;
-    for (int panel = 0; panel < Panels; ++panel)
-      for (Index i = 0; i < bytes * panel_rows; i += cache_line)
-        __builtin_prefetch(first + panel * panel_bytes + ahead + i);
-  }
+  static void ask(Index /*place*/, Index /*bytes*/) {}
+  void move_on(Index bytes) { first += bytes * panel_rows; }
   [[gnu::always_inline]] InterleavedRows from(Index place) const { return {first + place * panel_rows, panel_bytes}; }
+};
+
+/// The same, where decode() asks for what lies some way ahead: where much is computed between two lines the processor
+/// does not foresee them. Behind the last of these panels come the next ones.
+template <int Panels>
+struct AskingAhead : InterleavedRows<Panels> {
+  static constexpr Index distance = 4096;
+  const std::byte* turn;  // from here on it is the next panels that lie ahead
+  Index ahead = distance;
+
+  explicit AskingAhead(const InterleavedRows<Panels>& rows)
+      : InterleavedRows<Panels>(rows), turn(rows.first + rows.panel_bytes - distance) {}
+
+  [[gnu::always_inline]] void ask(Index place, Index bytes) const {
+    constexpr Index cache_line = 64;
+#pragma GCC unroll 2
+    for (int panel = 0; panel < Panels; ++panel)
+#pragma GCC unroll 8
+      for (Index i = 0; i < bytes * panel_rows; i += cache_line)
+        __builtin_prefetch(this->first + panel * this->panel_bytes + place * panel_rows + ahead + i);
+  }
+  void move_on(Index bytes) {
+    InterleavedRows<Panels>::move_on(bytes);
+    if (this->first >= turn) ahead = distance + (Panels - 1) * this->panel_bytes;
+  }
 };
 
 /// A source that writes all that it is asked for to where InterleavedRows reads it.
@@ -114,6 +135,8 @@ struct Interleaver {
   static constexpr int parts = StoredRows::parts;
   StoredRows rows;
   std::byte* target;
+
+  static void ask(Index /*place*/, Index /*bytes*/) {}
 
   PanelWords words(Index place) const {
     const PanelWords all = rows.words(place);
