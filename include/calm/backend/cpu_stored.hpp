@@ -38,7 +38,7 @@ template <class Columns>
     fn(k, left, StoredRows{rest, Columns::bytes});
   }
 }
-template <class Columns, int Panels>
+template <class Columns, Index Panels>
 [[gnu::always_inline]] inline void for_each_piece(InterleavedRows<Panels> rows, Index depth, const auto& fn) {
   constexpr bool asks_ahead = Columns::depth >= 32;  // of two plain lines after each other the processor knows
   std::conditional_t<asks_ahead, AskingAhead<Panels>, InterleavedRows<Panels>> from(rows);
@@ -99,9 +99,9 @@ struct StoredPanels {
   const StoredMatrix& weight;
 
   template <class Columns>
-  static constexpr int most = 1;  // at a time
+  static constexpr Index most = 1;  // at a time
 
-  template <int>
+  template <Index>
   StoredRows panels(Arena<HostMemory>& arena, Index first) const {
     return rows_of_panel(arena, weight, first);
   }
@@ -113,10 +113,10 @@ struct InterleavedForm {
 
   /// Two at a time, so that more sums go on, where the machine's registers hold what is needed for that.
   template <class Columns>
-  static constexpr int most = 4 * (Columns::kept + 2) < (vector_bytes == 64 ? 32 : 16) ? 2 : 1;
+  static constexpr Index most = 4 * (Columns::kept + 2) < (vector_bytes == 64 ? 32 : 16) ? 2 : 1;
 
   std::size_t bytes() const { return values.bytes(); }
-  template <int Panels>
+  template <Index Panels>
   InterleavedRows<Panels> panels(Arena<HostMemory>& /*arena*/, Index first) const {
     return {&values(first, 0), values.cols()};
   }
@@ -141,49 +141,58 @@ InterleavedForm interleaved(ThreadPool& pool, Scratch& scratch, const StoredMatr
 /// Values of a row that are decoded at once: whole blocks of every type, and a panel that stays in the cache.
 inline constexpr Index slice = 256;
 
-/// y = x w^T, for a `weight` with panels<Panels>(arena, first)        [T, in], [out, in] -> [T, out]
+/// y = x w^T for one row x, for a `weight` with panels<Panels>(arena, first)   [1, in], [out, in] -> [1, out]
+template <class Columns, class Weight>
+void multiply_one_row(ThreadPool& pool, Scratch& scratch, const float* x, Index depth, const Weight& weight,
+                      MatrixView<float> y, bool add) {
+  constexpr Index most = Weight::template most<Columns>;
+  const Index panels = panels_of<float>(y.cols), tile = std::clamp<Index>(panels / 64, 1, 8) * most;
+  // The last panels are tiles of their own: with a few large ones most threads would wait for the last.
+  const Index alone = std::min(most, panels), tiles = ceil_divide(panels - alone, tile);
+  pool.for_each_tile(tiles + alone, [&](Index i, int thread) {
+    auto& arena = scratch[static_cast<std::size_t>(thread)];
+    Index p = i < tiles ? i * tile : panels - alone + i - tiles;
+    const Index end = i < tiles ? std::min(p + tile, panels - alone) : p + 1;
+    const auto multiply_panels = [&]<Index Panels>(std::integral_constant<Index, Panels>) {
+      for (; p + Panels <= end; p += Panels) {
+        arena.reset();
+        const Index column = p * panel_rows;
+        multiply_row<Columns>(x, weight.template panels<Panels>(arena, p), depth, y.data + column,
+                              std::min(Panels * panel_rows, y.cols - column), add);
+      }
+    };
+    multiply_panels(std::integral_constant<Index, most>{});
+    if constexpr (most > 1) multiply_panels(std::integral_constant<Index, 1>{});
+  });
+}
+
+/// y = x w^T for any rows of x                                       [T, in], [out, in] -> [T, out]
 template <class Columns, class Weight>
 void multiply_columns(ThreadPool& pool, Scratch& scratch, MatrixView<const float> x, const Weight& weight,
                       MatrixView<float> y, bool add) {
   constexpr Index many_rows = 8 * rows_of_tile;  // decoding is paid for by many rows
-  constexpr int most = Weight::template most<Columns>;
-  const Index panels = panels_of<float>(y.cols);
-  const Index group = ceil_divide(std::clamp<Index>(panels / 64, y.rows >= 32 ? 4 : 1, 8), most) * most;
+  const Index panels = panels_of<float>(y.cols), group = std::clamp<Index>(panels / 64, y.rows >= 32 ? 4 : 1, 8);
   for_each_block(pool, y.rows, many_rows, panels, group, [&](const Block& b, int thread) {
     auto& arena = scratch[static_cast<std::size_t>(thread)];
-    const auto target_of = [&](Index p, Index count) {
+    const auto target_of = [&](Index p) {
       const Index column = p * panel_rows;
-      return y.middle_rows(b.row, b.rows).middle_cols(column, std::min(count * panel_rows, y.cols - column));
+      return y.middle_rows(b.row, b.rows).middle_cols(column, std::min(panel_rows, y.cols - column));
     };
-    const auto multiply_panels = [&]<int Panels>(std::integral_constant<int, Panels>, Index p) {
-      const auto target = target_of(p, Panels);
-      multiply_row<Columns>(x.row(b.row), weight.template panels<Panels>(arena, p), x.cols, target.data, target.cols,
-                            add);
-    };
-    const Index end = b.column + b.columns;
-    if (b.rows == 1) {
-      for (Index p = b.column; p < end; ++p) {
-        arena.reset();
-        if (p + most <= end) multiply_panels(std::integral_constant<int, most>{}, p), p += most - 1;
-        else multiply_panels(std::integral_constant<int, 1>{}, p);
-      }
-      return;
-    }
     // A slice of all panels is decoded and multiplied with some rows at a time, so that both stay in the cache.
     arena.reset();
     const auto values = arena.matrix<float>(b.columns, slice * panel_columns<float>);
     for (Index k = 0; k == 0 || k < x.cols; k += slice) {
       const Index depth = std::min(slice, x.cols - k);
-      for (Index p = b.column; p < end; ++p) {
+      for (Index p = b.column; p < b.column + b.columns; ++p) {
         const Arena<HostMemory>::Mark mark(arena);
         decode_panel<Columns>(weight.template panels<1>(arena, p).from(k / Columns::depth * Columns::bytes), depth,
                               values.row(p - b.column));
       }
       for (Index row = 0; row < b.rows; row += rows_of_tile) {
         const Index rows = std::min(rows_of_tile, b.rows - row);
-        for (Index p = b.column; p < end; ++p)
+        for (Index p = b.column; p < b.column + b.columns; ++p)
           panel_product<float>(rows, depth, {x.row(b.row + row) + k, x.stride, 1}, values.row(p - b.column),
-                               panel_columns<float>, target_of(p, 1).middle_rows(row, rows), add || k > 0);
+                               panel_columns<float>, target_of(p).middle_rows(row, rows), add || k > 0);
       }
     }
   });
@@ -232,7 +241,9 @@ class StoredProducts final : public Products {
   void multiply(MatrixView<const float> x, const StoredMatrix& w, MatrixView<float> y, bool add) override {
     visit_dtype(w.dtype(), [&]<class Stored>(Stored) {
       const auto product = [&](const auto& weight) {
-        multiply_columns<StoredColumns<Stored>>(pool_, scratch_, x, weight, y, add);
+        using Columns = StoredColumns<Stored>;
+        if (y.rows == 1) return multiply_one_row<Columns>(pool_, scratch_, x.row(0), x.cols, weight, y, add);
+        multiply_columns<Columns>(pool_, scratch_, x, weight, y, add);
       };
       if constexpr (Form == StoredForm::interleaved)
         product(w.packed<InterleavedForm>([&] { return cpu::interleaved<Stored>(pool_, scratch_, w); }));

@@ -74,7 +74,7 @@ struct StoredRows {
 /// Panels with the fields of all their rows side by side: what lies at byte `place` of a row begins at byte
 /// place * panel_rows of a panel, words as words() and numbers as numbers() give them. Two panels at a time keep more
 /// sums going.
-template <int Panels>
+template <Index Panels>
 struct InterleavedRows {
   static constexpr int parts = 2 * Panels;
   const std::byte* first;
@@ -107,7 +107,7 @@ struct InterleavedRows {
 
 /// The same, where decode() asks for what lies some way ahead: where much is computed between two lines the processor
 /// does not foresee them. Behind the last of these panels come the next ones.
-template <int Panels>
+template <Index Panels>
 struct AskingAhead : InterleavedRows<Panels> {
   static constexpr Index distance = 4096;
   const std::byte* turn;  // from here on it is the next panels that lie ahead
