@@ -49,20 +49,21 @@ in_type() { # in_type FILE TYPE: the model stored in another type by llama-quant
 
 # measure NAME WORK PRODUCTS FILE [AUGMENT]: one line of JSON for each round. WORK: decode or prefill.
 measure() {
-  local name=$1 work=$2 products=$3 file=$4 augment=${5:-} at_once=1 steps=128 test=(-p 0 -n 128)
-  if [[ $work == prefill ]]; then at_once=128 steps=3 test=(-p 128 -n 0); fi
+  local name=$1 work=$2 products=$3 file=$4 augment=${5:-} ours=(--tokens 128 --warm-up 2) test=(-p 0 -n 128)
+  if [[ $work == prefill ]]; then
+    ours=(--at-once 128 --tokens 1 --warm-up 2 --repetitions 5) test=(-p 128 -n 0)
+  fi
   calm() {
-    "$decode" --model "$file" ${augment:+--augment "$augment"} --products "$products" --threads "$threads" \
-      --at-once "$at_once" --tokens "$steps" --warm-up 2
+    "$decode" --model "$file" ${augment:+--augment "$augment"} --products "$products" --threads "$threads" "${ours[@]}"
   }
   peer() { "$llama/llama-bench" -m "$1" -t "$threads" "${test[@]}" -r 1 -o jsonl 2>/dev/null; }
-  local round ours theirs second
+  local round found theirs second
   for ((round = 1; round <= rounds; ++round)); do
     echo "$name, $work, $products: round $round of $rounds" >&2
-    if ((round % 2 == 1)); then ours=$(calm) theirs=$(peer "$file"); else theirs=$(peer "$file") ours=$(calm); fi
+    if ((round % 2 == 1)); then found=$(calm) theirs=$(peer "$file"); else theirs=$(peer "$file") found=$(calm); fi
     second=null
     if [[ -n $augment ]]; then second=$(peer "$augment"); fi
-    echo "{\"name\": \"$name\", \"work\": \"$work\", \"products\": \"$products\", \"calm\": $ours, \"llama\": $theirs," \
+    echo "{\"name\": \"$name\", \"work\": \"$work\", \"products\": \"$products\", \"calm\": $found, \"llama\": $theirs," \
       "\"llama_augment\": $second}" >>"$variants/results.jsonl"
   done
 }
@@ -73,7 +74,7 @@ for type in F32 BF16 Q8_0; do
   measure "SmolLM2-135M $type" decode interleaved "$file"
   if [[ $type == BF16 ]]; then measure "SmolLM2-135M $type" decode bf16 "$file"; fi
   measure "SmolLM2-135M $type" prefill packed "$file"
-  if [[ $type == BF16 ]]; then measure "SmolLM2-135M $type" prefill bf16 "$file"; fi
+  if [[ $type != F32 ]]; then measure "SmolLM2-135M $type" prefill bf16 "$file"; fi
   rm "$file"
 done
 measure "SmolLM2-135M Q4_1" decode interleaved "$small"

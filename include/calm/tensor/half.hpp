@@ -25,13 +25,15 @@ inline bf16 to_bf16(float x) {
   return {static_cast<std::uint16_t>((bits + 0x7FFFU + ((bits >> 16) & 1U)) >> 16)};
 }
 
+/// Without branches, so that compilers make vectors of it: of zero and subnormal numbers the exponent is made that of
+/// 2^-14, which is then taken away.
 inline float to_float(f16 x) {
+  const std::uint32_t magnitude = x.bits & 0x7FFFU, shifted = magnitude << 13;
+  const std::uint32_t is_small = 0U - static_cast<std::uint32_t>(magnitude < 0x0400U);
+  const auto small = std::bit_cast<std::uint32_t>(std::bit_cast<float>(shifted + (113U << 23)) - 0x1p-14F);
+  const std::uint32_t normal = (shifted + (112U << 23)) | (magnitude < 0x7C00U ? 0U : 0x7F800000U);
   const std::uint32_t sign = static_cast<std::uint32_t>(x.bits & 0x8000U) << 16;
-  const std::uint32_t exponent = (x.bits >> 10) & 0x1FU, fraction = x.bits & 0x3FFU;
-  if (exponent == 0x1F) return std::bit_cast<float>(sign | 0x7F800000U | (fraction << 13));
-  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (fraction << 13));
-  const float magnitude = static_cast<float>(fraction) * 0x1p-24F;  // zero and subnormal numbers
-  return sign != 0 ? -magnitude : magnitude;
+  return std::bit_cast<float>(sign | (small & is_small) | (normal & ~is_small));
 }
 
 inline f16 to_f16(float x) {

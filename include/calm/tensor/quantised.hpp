@@ -89,11 +89,13 @@ struct QuantisedBlock32 {
     if constexpr (HasMinimum) minimum = quantised::read_f16(block + 2);
     std::uint32_t high = 0;
     if constexpr (Bits == 5) std::memcpy(&high, block + high_place, 4);
-    for (int i = 0; i < 32; ++i) {
-      unsigned q = (quantised::byte_at(block, low_place + i % 16) >> (i < 16 ? 0 : 4)) & 15U;
-      if constexpr (Bits == 5) q |= ((high >> i) & 1U) << 4;
-      if constexpr (HasMinimum) x[i] = d * static_cast<float>(q) + minimum;
-      else x[i] = d * static_cast<float>(static_cast<int>(q) - middle);
+    for (int half = 0; half < 2; ++half) {
+      for (int i = 0; i < 16; ++i) {
+        unsigned q = (quantised::byte_at(block, low_place + i) >> (4 * half)) & 15U;
+        if constexpr (Bits == 5) q |= ((high >> (16 * half + i)) & 1U) << 4;
+        if constexpr (HasMinimum) x[16 * half + i] = d * static_cast<float>(q) + minimum;
+        else x[16 * half + i] = d * static_cast<float>(static_cast<int>(q) - middle);
+      }
     }
   }
 
@@ -172,13 +174,16 @@ struct Q6_K {
 
   static void decode(const std::byte* block, float* x) {
     const float d = quantised::read_f16(block + 208);
-    for (int i = 0; i < 256; ++i) {
-      const int half = i / 128, run = i % 128 / 32;
-      const unsigned low = quantised::byte_at(block, half * 64 + run % 2 * 32 + i % 32) >> (run / 2 * 4);
-      const unsigned high = quantised::byte_at(block, 128 + half * 32 + i % 32) >> (run * 2);
-      const int q = static_cast<int>((low & 15U) | ((high & 3U) << 4)) - 32;
-      const auto s = static_cast<std::int8_t>(block[192 + i / 16]);
-      x[i] = d * static_cast<float>(s) * static_cast<float>(q);
+    for (int group = 0; group < 16; ++group) {
+      const int half = group / 8, run = group % 8 / 2, quarter = group % 2;
+      const float step = d * static_cast<float>(static_cast<std::int8_t>(block[192 + group]));
+      const std::byte *low = block + half * 64 + run % 2 * 32 + quarter * 16,
+                      *high = block + 128 + half * 32 + quarter * 16;
+      for (int i = 0; i < 16; ++i) {
+        const unsigned q = ((quantised::byte_at(low, i) >> (run / 2 * 4)) & 15U) |
+                           (((quantised::byte_at(high, i) >> (run * 2)) & 3U) << 4);
+        x[16 * group + i] = step * static_cast<float>(static_cast<int>(q) - 32);
+      }
     }
   }
 };
