@@ -232,7 +232,7 @@ inline SpecialistStart fresh_specialist(const Anchor& anchor, const calm::Tokeni
       .hidden = plan.hidden,
       .blocks = plan.blocks,
       .heads = {plan.heads, plan.heads, plan.width / plan.heads},
-      .context = 1024,
+      .context = own_tokenizer ? 4096 : 1024,  // a piece of text that the anchor reads as some hundred tokens, in bytes
       .tied_embeddings = true};
   const calm::RandomWeights random{plan.seed, plan.embedding_deviation};
   if (own_tokenizer) return {spec, random};

@@ -10,5 +10,18 @@ for file in SmolLM2-135M-Instruct.Q4_1.gguf gemma-3-270m-q4_k_m.gguf; do
     exit 77
   fi
 done
+
+# Every row of the knowledge example, with either tokenizer, and facts of one's own, for some steps.
+results=$(mktemp -d)
+trap 'rm -rf "$results"' EXIT
+knowledge() {
+  "$CALM_BUILD_DIR/bin/knowledge" --anchor "$CALM_MODELS/SmolLM2-135M-Instruct.Q4_1.gguf" --out "$results/$1" \
+    --entities 30 --lessons 1 --epochs 1 --own-words 4 --items 4 --changes 5 "${@:2}"
+}
+knowledge rows --full
+knowledge bytes --tokenizer bytes
+knowledge facts --facts "$CALM_SOURCE_DIR/examples/knowledge/facts.jsonl"
+test -s "$results/rows/table.csv" && test -s "$results/bytes/table.csv" && test -d "$results/facts/adapter"
+
 bash "$here/run.sh" "$here/check_real_models.py"
 bash "$here/run.sh" "$here/check_real_tokenizers.py"

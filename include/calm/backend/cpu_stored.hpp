@@ -40,8 +40,7 @@ template <class Columns>
 }
 template <class Columns, Index Panels>
 [[gnu::always_inline]] inline void for_each_piece(InterleavedRows<Panels> rows, Index depth, const auto& fn) {
-  constexpr bool asks_ahead = Columns::depth >= 32;  // of two plain lines after each other the processor knows
-  std::conditional_t<asks_ahead, AskingAhead<Panels>, InterleavedRows<Panels>> from(rows);
+  AskingAhead<Panels> from(rows);
   Index k = 0;
   for (; k + Columns::depth <= depth; k += Columns::depth, from.move_on(Columns::bytes))
     fn(k, std::integral_constant<Index, Columns::depth>{}, from);

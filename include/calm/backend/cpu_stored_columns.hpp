@@ -85,6 +85,7 @@ struct StoredColumns<double> {
   static constexpr int kept = 0;
   template <class Rows>
   [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
+    rows.ask(0, bytes);
     const auto words = rows.words(0);
     for (int t = 0; t < 2; ++t)
       use(t, map_words<Rows>(words, 2 * t, [&](int p, Words low) {
@@ -103,6 +104,7 @@ struct StoredColumns<float> {
   static constexpr int kept = 0;
   template <class Rows>
   [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
+    rows.ask(0, bytes);
     const auto words = rows.words(0);
 #pragma GCC unroll 16
     for (int t = 0; t < 4; ++t) use(t, map_words<Rows>(words, t, [](int, Words w) { return as_floats(w); }));
@@ -115,6 +117,7 @@ struct StoredColumns<bf16> {
   static constexpr int kept = 0;
   template <class Rows>
   [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
+    rows.ask(0, bytes);
     const auto words = rows.words(0);
 #pragma GCC unroll 16
     for (int t = 0; t < 4; ++t) {
@@ -130,6 +133,7 @@ struct StoredColumns<f16> {
   static constexpr int kept = 0;
   template <class Rows>
   [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
+    rows.ask(0, bytes);
     const auto words = rows.words(0);
 #pragma GCC unroll 16
     for (int t = 0; t < 4; ++t) {

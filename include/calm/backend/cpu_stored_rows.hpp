@@ -105,8 +105,8 @@ struct InterleavedRows {
   [[gnu::always_inline]] InterleavedRows from(Index place) const { return {first + place * panel_rows, panel_bytes}; }
 };
 
-/// The same, where decode() asks for what lies some way ahead: where much is computed between two lines the processor
-/// does not foresee them. Behind the last of these panels come the next ones.
+/// The same, where decode() asks for what lies some way ahead: where much is computed between two lines, and beyond the
+/// page that it reads, the processor does not foresee them. Behind the last of these panels come the next ones.
 template <Index Panels>
 struct AskingAhead : InterleavedRows<Panels> {
   static constexpr Index distance = 4096;
