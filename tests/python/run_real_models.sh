@@ -16,7 +16,7 @@ results=$(mktemp -d)
 trap 'rm -rf "$results"' EXIT
 knowledge() {
   "$CALM_BUILD_DIR/bin/knowledge" --anchor "$CALM_MODELS/SmolLM2-135M-Instruct.Q4_1.gguf" --out "$results/$1" \
-    --entities 30 --lessons 1 --epochs 1 --own-words 4 --items 4 --changes 5 "${@:2}"
+    --entities 60 --lessons 1 --epochs 1 --own-words 4 --items 4 --changes 5 "${@:2}"
 }
 knowledge rows --full
 knowledge bytes --tokenizer bytes
