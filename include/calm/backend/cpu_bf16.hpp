@@ -238,15 +238,11 @@ class Bf16Products final : public Products {
   /// c = a b, or added to c, for c.cols columns of panels.
   void product(Strided<Pair> a, Index depth, Panels b, MatrixView<float> c, bool add) {
     constexpr Index width = panel_columns<Pair>;
-    for_each_block(
-        pool_, c.rows, rows_of_tile, panels_of<Pair>(c.cols), panels_of_tile(c.rows), [&](const Block& panels, int) {
-          for (Index p = panels.column; p < panels.column + panels.columns; ++p)
-            panel_product<Pair>(
-                panels.rows, depth, {a.data + panels.row * a.row_step, a.row_step, a.depth_step}, b.data + p * b.step,
-                width,
-                c.middle_rows(panels.row, panels.rows).middle_cols(p * width, std::min(width, c.cols - p * width)),
-                add);
-        });
+    for_each_panel(pool_, c.rows, panels_of<Pair>(c.cols), [&](Index row, Index rows, Index p) {
+      const Index column = p * width;
+      panel_product<Pair>(rows, depth, {a.data + row * a.row_step, a.row_step, a.depth_step}, b.data + p * b.step,
+                          width, c.middle_rows(row, rows).middle_cols(column, std::min(width, c.cols - column)), add);
+    });
   }
 
   ThreadPool& pool_;

@@ -218,15 +218,25 @@ struct PanelForm {
   std::size_t bytes() const { return values.bytes(); }
 };
 
+/// Calls fn(row, rows, panel) for the rows and panels of a product; of many panels, which stay in no cache, each tile
+/// has all rows, so that they are read once.
+template <class Fn>
+void for_each_panel(ThreadPool& pool, Index rows, Index panels, const Fn& fn) {
+  constexpr Index many_panels = 512;
+  const Index row_step = panels < many_panels ? rows_of_tile : 8 * rows_of_tile;
+  for_each_block(pool, rows, row_step, panels, panels_of_tile(rows), [&](const Block& b, int) {
+    for (Index row = b.row; row < b.row + b.rows; row += rows_of_tile)
+      for (Index p = b.column; p < b.column + b.columns; ++p) fn(row, std::min(rows_of_tile, b.row + b.rows - row), p);
+  });
+}
+
 /// y = x w^T for a packed w                                          [T, in], [out, in] -> [T, out]
 template <class S>
 void multiply(ThreadPool& pool, MatrixView<const S> x, const PanelForm<S>& w, MatrixView<S> y, bool add) {
-  for_each_block(pool, y.rows, rows_of_tile, w.values.rows(), panels_of_tile(y.rows), [&](const Block& panels, int) {
-    for (Index p = panels.column; p < panels.column + panels.columns; ++p) {
-      const Index column = p * panel_columns<S>, count = std::min(panel_columns<S>, w.out - column);
-      panel_product<S>(panels.rows, w.in, {x.row(panels.row), x.stride, 1}, &w.values(p, 0), panel_columns<S>,
-                       y.middle_rows(panels.row, panels.rows).middle_cols(column, count), add);
-    }
+  for_each_panel(pool, y.rows, w.values.rows(), [&](Index row, Index rows, Index p) {
+    const Index column = p * panel_columns<S>;
+    panel_product<S>(rows, w.in, {x.row(row), x.stride, 1}, &w.values(p, 0), panel_columns<S>,
+                     y.middle_rows(row, rows).middle_cols(column, std::min(panel_columns<S>, w.out - column)), add);
   });
 }
 
