@@ -75,4 +75,16 @@ TEST_CASE("a shard whose name would reach the terminal as an order, or end in th
   CHECK_FALSE(has(with_name("\u00e9.safetensors"), refused));
 }
 
+TEST_CASE("a folder without safetensors is refused with what was expected") {
+  const calm_test::TemporaryFolder folder;
+  try {
+    const calm::Checkpoint checkpoint(folder.path);
+    FAIL("no error");
+  } catch (const calm::IoError& error) {
+    const std::string text = error.what();
+    CHECK(text.find(folder.path.string() + ": holds neither model.safetensors nor") != std::string::npos);
+    CHECK(text.find("a .gguf file") != std::string::npos);
+  }
+}
+
 }  // namespace io_checkpoint_test

@@ -103,6 +103,17 @@ TEST_CASE("a head of which the parts that turn are no pairs is an error that nam
   }
 }
 
+TEST_CASE("heads that turn in part are refused where transformers does not read that") {
+  const auto with = [](const std::string& type, const std::string& part) {
+    return error_of(R"({"vocab_size": 61, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "pad_token_id": 0, "model_type": ")" +
+                    type + R"(", "partial_rotary_factor": )" + part + "}");
+  };
+  CHECK(with("llama", "0.5").find("partial_rotary_factor") != std::string::npos);
+  CHECK(with("llama", "1.0") == "no error");
+  CHECK(with("phi3", "0.5") == "no error");
+}
+
 TEST_CASE("a type that is not known is an error that names those that are") {
   CHECK(error_of(R"({"model_type": "mamba"})")
             .find("\"mamba\" are not known here; these are: llama, mistral, qwen2, "

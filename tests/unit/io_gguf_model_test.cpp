@@ -75,6 +75,29 @@ TEST_CASE("rotary divisors of a wrong number are refused with both numbers") {
                        FormatError);
 }
 
+TEST_CASE("rotary positions are scaled as llama.cpp does: linearly unless the file says \"none\", by either factor") {
+  const auto scaling = [](const auto& set) {
+    GgufBuilder file = model_of("llama");
+    set(file);
+    add_table(file);
+    return config_of(file).spec.rotary_scaling;
+  };
+  using enum RotaryScaling::Kind;
+  const auto factor = [](GgufBuilder& file) { file.set_number("llama.rope.scaling.factor", GgufType::f32, 4.0F); };
+  CHECK(scaling([](auto&) {}).kind == none);
+  CHECK(scaling(factor).kind == linear);
+  CHECK(scaling(factor).factor == 4);
+  CHECK(scaling([](auto& file) { file.set_number("llama.rope.scale_linear", GgufType::f32, 2.0F); }).factor == 2);
+  CHECK(scaling([&](auto& file) {
+          factor(file);
+          file.set_string("llama.rope.scaling.type", "none");
+        }).kind == none);
+  CHECK(scaling([](auto& file) { file.set_number("llama.rope.scaling.factor", GgufType::f32, 1.0F); }).kind == none);
+  CHECK_THROWS_WITH_AS(scaling([](auto& file) { file.set_number("llama.rope.scaling.factor", GgufType::f32, 0.5F); }),
+                       "model.gguf: rope.scaling.factor: expected at least 1, found 0.5", FormatError);
+  CHECK_THROWS_AS(scaling([](auto& file) { file.set_string("llama.rope.scaling.type", "yarn"); }), FormatError);
+}
+
 TEST_CASE("a head of which the parts that turn are no pairs is refused, and the file named") {
   GgufBuilder file = model_of("llama");
   file.set_integer("llama.rope.dimension_count", 7);

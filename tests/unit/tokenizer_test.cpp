@@ -494,6 +494,33 @@ TEST_CASE("a chat template is recognised by its marks or refused") {
             ->content.ends_with("Hugging Face"));
 }
 
+TEST_CASE("a template with ChatML's marks that writes what ChatML does not is refused") {
+  const auto refused = [](const std::string& text) {
+    try {
+      calm::chat_family_of(text, "m.gguf");
+    } catch (const calm::FormatError& error) {
+      return std::string(error.what());
+    }
+    return std::string("no error");
+  };
+  const std::string turns =
+      "{% for m in messages %}{{ '<|im_start|>' + m.role }}{% endfor %}{% if add_generation_prompt %}";
+  const std::string qwen3 =
+      turns + R"({{- '<|im_start|>assistant\n' }}{% if not enable_thinking %}{{ '<think>\n\n</think>' }}{% endif %})";
+  CHECK(refused(qwen3) == "no error");
+  CHECK(has(refused(turns + R"({{- '<|im_start|>assistant\n<think>\n' }})"), R"(a beginning of the answer, "<think>)"));
+  CHECK(has(refused("{{ '<|im_start|>user<|im_sep|>' }}"), R"(also the mark "<|im_sep|>", which calm does not write)"));
+  for (const std::string words : {"You are a helpful assistant", "You are a helpful assistant."}) {
+    const std::string text = R"({{ '<|im_start|>system\n)" + words + "<|im_end|>' }}";
+    CHECK(refused(text) == "no error");
+    CHECK(calm::chat_default_system(text)->content == words);
+  }
+  for (const std::string line_end : {R"(\n)", "\n"})
+    CHECK(has(refused("{{ '<|im_start|>system" + line_end + "You are a pirate.<|im_end|>' }}"),
+              R"(a system message of its own, "You are a pirate.")"));
+  CHECK(refused(R"({{ '<|im_start|>system\n' + messages[0].content }}<|im_start|>system\n{{ system }})") == "no error");
+}
+
 TEST_CASE("a folder's chat template is that of chat_template.jinja, else of tokenizer_config.json") {
   const calm_test::TemporaryFolder folder;
   const auto write = [&](const std::string& name, const std::string& text) {

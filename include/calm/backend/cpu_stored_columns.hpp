@@ -85,7 +85,7 @@ struct StoredColumns<double> {
   static constexpr int kept = 0;
   template <class Rows>
   [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
-    rows.ask(0, bytes);
+    rows.template ask<bytes, 1>(0);
     const auto words = rows.words(0);
     for (int t = 0; t < 2; ++t)
       use(t, map_words<Rows>(words, 2 * t, [&](int p, Words low) {
@@ -104,7 +104,7 @@ struct StoredColumns<float> {
   static constexpr int kept = 0;
   template <class Rows>
   [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
-    rows.ask(0, bytes);
+    rows.template ask<bytes, 1>(0);
     const auto words = rows.words(0);
 #pragma GCC unroll 16
     for (int t = 0; t < 4; ++t) use(t, map_words<Rows>(words, t, [](int, Words w) { return as_floats(w); }));
@@ -117,7 +117,7 @@ struct StoredColumns<bf16> {
   static constexpr int kept = 0;
   template <class Rows>
   [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
-    rows.ask(0, bytes);
+    rows.template ask<bytes, 1>(0);
     const auto words = rows.words(0);
 #pragma GCC unroll 16
     for (int t = 0; t < 4; ++t) {
@@ -133,7 +133,7 @@ struct StoredColumns<f16> {
   static constexpr int kept = 0;
   template <class Rows>
   [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
-    rows.ask(0, bytes);
+    rows.template ask<bytes, 1>(0);
     const auto words = rows.words(0);
 #pragma GCC unroll 16
     for (int t = 0; t < 4; ++t) {
@@ -152,17 +152,17 @@ struct StoredColumns<Q8_0> {
   static constexpr int kept = 1;
   template <class Rows>
   [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
-    rows.ask(0, 2);
     const auto scales = rows.template numbers<std::uint16_t>(0);
     const auto d = each_part<Rows::parts>([&](int p) { return floats_of_f16(scales.part[p]) * 0x1p-24F; });
 #pragma GCC unroll 2
     for (int quarter = 0; quarter < 2; ++quarter) {
-      rows.ask(2 + 16 * quarter, 16);
       const auto words = rows.words(2 + 16 * quarter);
 #pragma GCC unroll 16
-      for (int k = 0; k < 16; ++k)
+      for (int k = 0; k < 16; ++k) {
+        if (k % 4 == 0) rows.template ask<bytes, 8>(4 * quarter + k / 4);
         use(16 * quarter + k,
             map_words<Rows>(words, k / 4, [&](int p, Words w) { return d.part[p] * high_byte(w, k % 4); }));
+      }
     }
   }
 };
@@ -177,7 +177,6 @@ struct StoredColumns<QuantisedBlock32<Bits, HasMinimum>> {
 
   template <class Rows>
   [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
-    rows.ask(0, bytes);
     const auto scales = rows.template numbers<std::conditional_t<HasMinimum, std::uint32_t, std::uint16_t>>(0);
     const auto d = each_part<Rows::parts>([&](int p) { return floats_of_f16(scales.part[p]); });
     const auto minimum = each_part<Rows::parts>([&](int p) { return floats_of_f16(scales.part[p] >> 16); });
@@ -189,6 +188,7 @@ struct StoredColumns<QuantisedBlock32<Bits, HasMinimum>> {
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) {
         const int k = 16 * half + i;
+        if (k % 4 == 0) rows.template ask<bytes, 8>(k / 4);
         use(k, map_words<Rows>(words, i / 4, [&](int p, Words w) {
               Words bits = move_bits(w, 8 * (i % 4) + 4 * half, 0);
               if constexpr (Bits == 5) bits = choose_bits(15, bits, move_bits(high.part[p], k, 4));
@@ -211,7 +211,6 @@ struct StoredColumns<QuantisedBlock256<Bits>> {
 
   template <class Rows>
   [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
-    rows.ask(0, bytes - 128);
     const auto head = rows.words(0);
     const auto d = map_words<Rows>(head, 0, [](int, Words w) { return floats_of_f16(w); });
     const auto e = map_words<Rows>(head, 0, [](int, Words w) { return floats_of_f16(w >> 16); });
@@ -231,7 +230,7 @@ struct StoredColumns<QuantisedBlock256<Bits>> {
 #pragma GCC unroll 2
         for (int quarter = 0; quarter < 2; ++quarter) {
           const Index place = bytes - 128 + 32 * pair + 16 * quarter;
-          if (half == 0) rows.ask(place, 16);
+          rows.template ask<bytes, 16>(2 * group + quarter);
           const auto low = rows.words(place), high = rows.words(Bits == 5 ? 16 + 16 * quarter : place);
 #pragma GCC unroll 16
           for (int i = 0; i < 16; ++i)
@@ -255,7 +254,6 @@ struct StoredColumns<Q6_K> {
 
   template <class Rows>
   [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
-    rows.ask(192, 18);
     const auto scales = rows.template numbers<std::uint16_t>(208);
     const auto d = each_part<Rows::parts>([&](int p) { return floats_of_f16(scales.part[p]) * 0x1p-24F; });
     const auto s = rows.words(192);
@@ -263,13 +261,12 @@ struct StoredColumns<Q6_K> {
     for (int group = 0; group < 16; ++group) {  // of 16 values
       const int half = group / 8, run = group % 8 / 2, quarter = group % 2;
       const Index low_place = half * 64 + run % 2 * 32 + quarter * 16, high_place = 128 + half * 32 + quarter * 16;
-      if (run < 2) rows.ask(low_place, 16);
-      if (run == 0) rows.ask(high_place, 16);
       const auto low = rows.words(low_place), high = rows.words(high_place);
       const auto step =
           map_words<Rows>(s, group / 4, [&](int p, Words w) { return d.part[p] * high_byte(w, group % 4); });
 #pragma GCC unroll 4
       for (int t = 0; t < 4; ++t) {
+        rows.template ask<bytes, 64>(4 * group + t);
         const auto low_bits = map_words<Rows>(low, t, [&](int, Words w) { return w >> run / 2 * 4; });
         const auto high_bits = map_words<Rows>(high, t, [&](int, Words w) { return w >> 2 * run << 4; });
 #pragma GCC unroll 4

@@ -65,8 +65,9 @@ struct StoredRows {
     std::memcpy(&all, each, sizeof(each));
     return all;
   }
-  /// Says that bytes [place, place + bytes) are read next; see AskingAhead.
-  static void ask(Index /*place*/, Index /*bytes*/) {}
+  /// See AskingAhead.
+  template <Index Bytes, Index Steps>
+  static void ask(Index /*step*/) {}
   /// The rows from byte `place` on.
   [[gnu::always_inline]] StoredRows from(Index place) const { return {first + place, row_bytes}; }
 };
@@ -100,7 +101,8 @@ struct InterleavedRows {
       return __builtin_convertvector(numbers[p % 2], Words);
     });
   }
-  static void ask(Index /*place*/, Index /*bytes*/) {}
+  template <Index Bytes, Index Steps>
+  static void ask(Index /*step*/) {}
   void move_on(Index bytes) { first += bytes * panel_rows; }
   [[gnu::always_inline]] InterleavedRows from(Index place) const { return {first + place * panel_rows, panel_bytes}; }
 };
@@ -116,13 +118,15 @@ struct AskingAhead : InterleavedRows<Panels> {
   explicit AskingAhead(const InterleavedRows<Panels>& rows)
       : InterleavedRows<Panels>(rows), turn(rows.first + rows.panel_bytes - distance) {}
 
-  [[gnu::always_inline]] void ask(Index place, Index bytes) const {
-    constexpr Index cache_line = 64;
+  /// Part `step` of Steps of a block. A few lines at a time: a core waits for so many at once and no more.
+  template <Index Bytes, Index Steps>
+  [[gnu::always_inline]] void ask(Index step) const {
+    constexpr Index cache_line = 64, lines = Bytes * panel_rows / cache_line;
 #pragma GCC unroll 2
     for (int panel = 0; panel < Panels; ++panel)
-#pragma GCC unroll 8
-      for (Index i = 0; i < bytes * panel_rows; i += cache_line)
-        __builtin_prefetch(this->first + panel * this->panel_bytes + place * panel_rows + ahead + i);
+#pragma GCC unroll 16
+      for (Index i = 0; i < ceil_divide(lines, Steps); ++i)
+        __builtin_prefetch(this->first + panel * this->panel_bytes + ahead + (step * lines / Steps + i) * cache_line);
   }
   void move_on(Index bytes) {
     InterleavedRows<Panels>::move_on(bytes);
@@ -136,7 +140,8 @@ struct Interleaver {
   StoredRows rows;
   std::byte* target;
 
-  static void ask(Index /*place*/, Index /*bytes*/) {}
+  template <Index Bytes, Index Steps>
+  static void ask(Index /*step*/) {}
 
   PanelWords words(Index place) const {
     const PanelWords all = rows.words(place);

@@ -14,6 +14,10 @@ class Checkpoint {
     if (!is_there(folder / "model.safetensors") && is_there(index)) {
       open_index(folder, index);
     } else {
+      require<IoError>(is_there(folder / "model.safetensors"), path_,
+                       ": holds neither model.safetensors nor model.safetensors.index.json; expected the folder of a "
+                       "model as transformers' save_pretrained writes it (which also turns a pytorch_model.bin into "
+                       "safetensors), or a .gguf file");
       files_.push_back(std::make_shared<const SafetensorsFile>(folder / "model.safetensors"));
       for (const SafetensorsEntry& entry : files_[0]->tensors()) file_of_.emplace(entry.name, files_[0].get());
     }

@@ -173,6 +173,9 @@ inline ModelSpec read_llama_like(const Reader& in, const ConfigDefaults& default
   in.expect_text("hidden_act", "silu", silu);
   ModelSpec spec = read_common(in, defaults, "rms_norm_eps");
   read_rotary(in, spec);
+  // transformers lets a part of a head turn for this type alone among these.
+  in.refuse(spec.rotary_width != 0 && defaults.model_type != "phi3", "partial_rotary_factor",
+            "heads that turn in part");
   const bool qwen = type == "qwen2" || type == "qwen3";
   if (type == "mistral" || type == "phi3" || (qwen && in.flag("use_sliding_window")))
     spec.window = read_window(in, defaults);
@@ -270,7 +273,8 @@ inline ModelConfig read_config_json(const std::filesystem::path& path) {
   if (defaults == nullptr) {
     std::string known;
     for (const ConfigDefaults& one : config_defaults) known += message(known.empty() ? "" : ", ", one.model_type);
-    throw FormatError(message(where, ": models of type ", in_quotes(type), " are not known here; these are: ", known));
+    throw FormatError(message(where, ": models of type ", in_quotes(type), " are not known here; these are: ", known,
+                              " (and gemma3, of which the text model is read)"));
   }
   const Json& text = nested ? get_object(json, "text_config", where) : json;
   const config::Reader in{text, nested ? where + ": \"text_config\"" : where};

@@ -21,23 +21,26 @@ inline constexpr std::pair<std::string_view, std::string_view> architectures[] =
     {"llama", "llama"},        {"qwen2", "qwen2"}, {"qwen3", "qwen3"},      {"phi3", "phi3"},
     {"gemma3", "gemma3_text"}, {"olmo2", "olmo2"}, {"gptneox", "gpt_neox"}, {"gpt2", "gpt2"}};
 
-/// Linear scaling from the metadata, or Llama 3's from the tensor.
+/// Linear scaling from the metadata, or Llama 3's from the tensor. As in llama.cpp, a file that says no type means
+/// "linear", and older files have the factor under another name.
 inline RotaryScaling read_scaling(const GgufFile& file, const std::string& prefix) {
   RotaryScaling scaling;
-  const std::string_view kind = file.metadata().get_string_or(prefix + "rope.scaling.type", "none");
+  const GgufMetadata& meta = file.metadata();
+  const std::string_view kind = meta.get_string_or(prefix + "rope.scaling.type", "linear");
   require<FormatError>(kind == "none" || kind == "linear", file.path(), ": rotary positions of type ", in_quotes(kind),
                        " are not known here; \"none\" and \"linear\" are");
-  if (kind == "linear") {
+  const double old_factor = meta.get_number_or(prefix + "rope.scale_linear", 0);
+  const double factor = meta.get_number_or(prefix + "rope.scaling.factor", old_factor);
+  if (kind == "linear" && factor != 0 && factor != 1) {  // 0: none is said
     scaling.kind = RotaryScaling::Kind::linear;
-    scaling.factor = file.metadata().get_number(prefix + "rope.scaling.factor");
-    require<FormatError>(scaling.factor >= 1, file.path(), ": rope.scaling.factor: expected at least 1, found ",
-                         scaling.factor);
+    scaling.factor = factor;
+    require<FormatError>(factor >= 1, file.path(), ": rope.scaling.factor: expected at least 1, found ", factor);
   }
   require<FormatError>(!file.contains("rope_factors_long.weight"), file.path(),
                        ": rotary positions of type \"longrope\" are not known here");
   if (file.contains("rope_freqs.weight")) {
-    require<FormatError>(kind == "none", file.path(), ": has both \"rope_freqs.weight\" and rope.scaling.type ",
-                         in_quotes(kind), "; one was expected");
+    require<FormatError>(scaling.kind == RotaryScaling::Kind::none, file.path(),
+                         ": has both \"rope_freqs.weight\" and a rope.scaling.factor; one was expected");
     scaling.kind = RotaryScaling::Kind::divided;
     const Matrix<double> values = file.matrix("rope_freqs.weight").dense<double>();
     scaling.divisors.assign(values.values().begin(), values.values().end());

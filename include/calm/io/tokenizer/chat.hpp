@@ -24,8 +24,54 @@ struct ChatMessage {
   std::string content;
 };
 
+/// The system messages that ChatML templates put where the messages have none: SmolLM2's and those of Qwen 2.5, 2 and
+/// 1.5.
+inline constexpr std::string_view chat_default_systems[] = {
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face",
+    "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.", "You are a helpful assistant.",
+    "You are a helpful assistant"};
+
+/// The one of them that a template has. Nothing for any other template.
+inline std::optional<ChatMessage> chat_default_system(std::string_view chat_template) {
+  for (const std::string_view words : chat_default_systems)
+    if (chat_template.find(words) != std::string_view::npos) return ChatMessage{"system", std::string(words)};
+  return {};
+}
+
+/// Calls fn(the words that a template itself writes behind a `mark` and the line's end, up to the end of the string or
+/// a mark), for each of them.
+inline void for_each_literal(std::string_view chat_template, std::string_view mark, const auto& fn) {
+  for (std::size_t at = chat_template.find(mark); at != chat_template.npos; at = chat_template.find(mark, at)) {
+    at += mark.size();
+    const std::size_t end = std::min(chat_template.find_first_of("'\"{", at), chat_template.find("<|", at));
+    std::string_view words = chat_template.substr(at, end - at);
+    for (const std::string_view line_end : {"\\n", "\n"})
+      if (words.starts_with(line_end)) words.remove_prefix(line_end.size());
+    fn(words);
+  }
+}
+
+/// Throws FormatError where a template has ChatML's marks and yet writes what chat_prompt does not.
+inline void check_chatml(std::string_view chat_template, const std::string& where) {
+  const auto refuse_if = [&](bool differs, std::string_view what, std::string_view words) {
+    require<FormatError>(!differs, where, ": the chat template has the marks of ChatML, but also ", what, " ",
+                         in_quotes(words),
+                         ", which calm does not write; write the whole prompt yourself, marks and all");
+  };
+  constexpr std::string_view other_mark = "<|im_sep|>";
+  refuse_if(chat_template.find(other_mark) != chat_template.npos, "the mark", other_mark);
+  for_each_literal(chat_template, "<|im_start|>system", [&](std::string_view words) {
+    const bool known =
+        words.empty() || std::ranges::find(chat_default_systems, words) != std::end(chat_default_systems);
+    refuse_if(!known, "a system message of its own,", words);
+  });
+  const std::size_t prompt = std::min(chat_template.find("add_generation_prompt"), chat_template.size());
+  for_each_literal(chat_template.substr(prompt), "<|im_start|>assistant",
+                   [&](std::string_view words) { refuse_if(!words.empty(), "a beginning of the answer,", words); });
+}
+
 /// The family of a chat template that the file `where` has. Throws FormatError where there is none, where it has the
-/// marks of no family or of several, and where it writes dates.
+/// marks of no family or of several, and where it writes dates, or beside ChatML's marks what that family does not.
 inline ChatFamily chat_family_of(std::string_view chat_template, const std::string& where) {
   require<FormatError>(!chat_template.empty(), where,
                        ": has no chat template (of several, the one named \"default\" is ",
@@ -41,6 +87,7 @@ inline ChatFamily chat_family_of(std::string_view chat_template, const std::stri
                        chatml + gemma + llama3 == 0 ? " is of no known family: it has none"
                                                     : " could be of several families: it has more than one",
                        " of <|im_start|>, <start_of_turn> and <|start_header_id|>");
+  if (chatml) check_chatml(chat_template, where);
   return chatml ? ChatFamily::chatml : gemma ? ChatFamily::gemma : ChatFamily::llama3;
 }
 
@@ -50,16 +97,6 @@ inline ChatFamily chat_family_named(std::string_view name) {
   if (name == "gemma") return ChatFamily::gemma;
   if (name == "llama3") return ChatFamily::llama3;
   throw ConfigError(message("the chat family ", in_quotes(name), " is not known; chatml, gemma and llama3 are"));
-}
-
-/// The system message that a template itself puts where the messages have none: the ones of SmolLM2 and Qwen 2 and 2.5,
-/// found by their words. Nothing for any other template.
-inline std::optional<ChatMessage> chat_default_system(std::string_view chat_template) {
-  for (const std::string_view words :
-       {"You are a helpful AI assistant named SmolLM, trained by Hugging Face",
-        "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.", "You are a helpful assistant."})
-    if (chat_template.find(words) != std::string_view::npos) return ChatMessage{"system", std::string(words)};
-  return {};
 }
 
 /// The text without white space at its ends, as `| trim` gives it.
