@@ -74,6 +74,19 @@ inline Floats floats_of_f16(Words word) {
 #endif
 }
 
+/// fn(i) for i < Words: in a loop where words lie in memory, so that few instructions read in even steps, which the
+/// processor foresees; one after the other where they lie in registers.
+template <class Rows, int Count>
+[[gnu::always_inline]] inline void for_each_word(const auto& fn) {
+  if constexpr (Rows::in_memory) {
+#pragma GCC unroll 1
+    for (int i = 0; i < Count; ++i) fn(i);
+  } else {
+#pragma GCC unroll 16
+    for (int i = 0; i < Count; ++i) fn(i);
+  }
+}
+
 /// StoredColumns<Stored>: `depth` values of each row lie in `bytes`. decode() calls use(k, the values of each part) for
 /// k from 0 to depth - 1, in this order.
 template <class Stored>
@@ -154,16 +167,13 @@ struct StoredColumns<Q8_0> {
   [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
     const auto scales = rows.template numbers<std::uint16_t>(0);
     const auto d = each_part<Rows::parts>([&](int p) { return floats_of_f16(scales.part[p]) * 0x1p-24F; });
-#pragma GCC unroll 2
-    for (int quarter = 0; quarter < 2; ++quarter) {
-      const auto words = rows.words(2 + 16 * quarter);
-#pragma GCC unroll 16
-      for (int k = 0; k < 16; ++k) {
-        if (k % 4 == 0) rows.template ask<bytes, 8>(4 * quarter + k / 4);
-        use(16 * quarter + k,
-            map_words<Rows>(words, k / 4, [&](int p, Words w) { return d.part[p] * high_byte(w, k % 4); }));
-      }
-    }
+    for_each_word<Rows, 8>([&](int word) {
+      rows.template ask<bytes, 8>(word);
+      const auto four = map_words<Rows>(rows.words(2 + 16 * (word / 4)), word % 4, [](int, Words w) { return w; });
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k)
+        use(4 * word + k, each_part<Rows::parts>([&](int p) { return d.part[p] * high_byte(four.part[p], k); }));
+    });
   }
 };
 
@@ -185,18 +195,20 @@ struct StoredColumns<QuantisedBlock32<Bits, HasMinimum>> {
     const auto words = rows.words(bytes - 16);
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) {
-        const int k = 16 * half + i;
-        if (k % 4 == 0) rows.template ask<bytes, 8>(k / 4);
-        use(k, map_words<Rows>(words, i / 4, [&](int p, Words w) {
-              Words bits = move_bits(w, 8 * (i % 4) + 4 * half, 0);
-              if constexpr (Bits == 5) bits = choose_bits(15, bits, move_bits(high.part[p], k, 4));
-              const Floats q = floats_of_bits<Bits, offset>(bits);
-              if constexpr (HasMinimum) return multiply_add<float>(d.part[p], q, minimum.part[p]);
-              else return d.part[p] * q;
-            }));
-      }
+      for_each_word<Rows, 4>([&](int t) {
+        rows.template ask<bytes, 8>(4 * half + t);
+        const auto four = map_words<Rows>(words, t, [](int, Words w) { return w; });
+        const auto fifths = each_part<Rows::parts>([&](int p) { return high.part[p] >> (16 * half + 4 * t) << 4; });
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i)
+          use(16 * half + 4 * t + i, each_part<Rows::parts>([&](int p) {
+                Words bits = four.part[p] >> (8 * i + 4 * half);
+                if constexpr (Bits == 5) bits = choose_bits(15, bits, fifths.part[p] >> i);
+                const Floats q = floats_of_bits<Bits, offset>(bits);
+                if constexpr (HasMinimum) return multiply_add<float>(d.part[p], q, minimum.part[p]);
+                else return d.part[p] * q;
+              }));
+      });
     }
   }
 };

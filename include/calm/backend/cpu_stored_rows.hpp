@@ -43,6 +43,7 @@ template <class Rows, class Of>
 
 /// A panel of rows as they are stored, row_bytes apart.
 struct StoredRows {
+  static constexpr bool in_memory = false;  // of words()
   static constexpr int parts = 2;
   const std::byte* first;
   Index row_bytes;
@@ -77,6 +78,7 @@ struct StoredRows {
 /// sums going.
 template <Index Panels>
 struct InterleavedRows {
+  static constexpr bool in_memory = true;
   static constexpr int parts = 2 * Panels;
   const std::byte* first;
   Index panel_bytes;
@@ -121,12 +123,10 @@ struct AskingAhead : InterleavedRows<Panels> {
   /// Part `step` of Steps of a block. A few lines at a time: a core waits for so many at once and no more.
   template <Index Bytes, Index Steps>
   [[gnu::always_inline]] void ask(Index step) const {
-    constexpr Index cache_line = 64, lines = Bytes * panel_rows / cache_line;
-#pragma GCC unroll 2
-    for (int panel = 0; panel < Panels; ++panel)
-#pragma GCC unroll 16
-      for (Index i = 0; i < ceil_divide(lines, Steps); ++i)
-        __builtin_prefetch(this->first + panel * this->panel_bytes + ahead + (step * lines / Steps + i) * cache_line);
+    constexpr Index cache_line = 64, lines = Bytes * panel_rows / cache_line, count = ceil_divide(lines, Steps);
+    const std::byte* from = this->first + ahead + step * lines / Steps * cache_line;
+    for (Index panel = 0; panel < Panels; ++panel)
+      for (Index i = 0; i < count; ++i) __builtin_prefetch(from + panel * this->panel_bytes + i * cache_line);
   }
   void move_on(Index bytes) {
     InterleavedRows<Panels>::move_on(bytes);
@@ -136,6 +136,7 @@ struct AskingAhead : InterleavedRows<Panels> {
 
 /// A source that writes all that it is asked for to where InterleavedRows reads it.
 struct Interleaver {
+  static constexpr bool in_memory = false;
   static constexpr int parts = StoredRows::parts;
   StoredRows rows;
   std::byte* target;
