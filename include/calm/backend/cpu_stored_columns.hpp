@@ -74,7 +74,7 @@ inline Floats floats_of_f16(Words word) {
 #endif
 }
 
-/// fn(i) for i < Words: in a loop where words lie in memory, so that few instructions read in even steps, which the
+/// fn(i) for i < Count: in a loop where words lie in memory, so that few instructions read in even steps, which the
 /// processor foresees; one after the other where they lie in registers.
 template <class Rows, int Count>
 [[gnu::always_inline]] inline void for_each_word(const auto& fn) {
@@ -88,7 +88,8 @@ template <class Rows, int Count>
 }
 
 /// StoredColumns<Stored>: `depth` values of each row lie in `bytes`. decode() calls use(k, the values of each part) for
-/// k from 0 to depth - 1, in this order.
+/// k from 0 to depth - 1, in this order, and rows.ask() in even steps between them (AskingAhead). `kept`: how many
+/// vectors of a part it holds from one value to the next.
 template <class Stored>
 struct StoredColumns;
 
