@@ -168,13 +168,18 @@ struct StoredColumns<Q8_0> {
   [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
     const auto scales = rows.template numbers<std::uint16_t>(0);
     const auto d = each_part<Rows::parts>([&](int p) { return floats_of_f16(scales.part[p]) * 0x1p-24F; });
-    for_each_word<Rows, 8>([&](int word) {
-      rows.template ask<bytes, 8>(word);
-      const auto four = map_words<Rows>(rows.words(2 + 16 * (word / 4)), word % 4, [](int, Words w) { return w; });
+#pragma GCC unroll 2
+    for (int quarter = 0; quarter < 2; ++quarter) {
+      const auto words = rows.words(2 + 16 * quarter);
+      for_each_word<Rows, 4>([&](int t) {
+        rows.template ask<bytes, 8>(4 * quarter + t);
+        const auto four = map_words<Rows>(words, t, [](int, Words w) { return w; });
 #pragma GCC unroll 4
-      for (int k = 0; k < 4; ++k)
-        use(4 * word + k, each_part<Rows::parts>([&](int p) { return d.part[p] * high_byte(four.part[p], k); }));
-    });
+        for (int k = 0; k < 4; ++k)
+          use(16 * quarter + 4 * t + k,
+              each_part<Rows::parts>([&](int p) { return d.part[p] * high_byte(four.part[p], k); }));
+      });
+    }
   }
 };
 

@@ -103,9 +103,6 @@ struct InterleavedRows {
       return __builtin_convertvector(numbers[p % 2], Words);
     });
   }
-  template <Index Bytes, Index Steps>
-  static void ask(Index /*step*/) {}
-  void move_on(Index bytes) { first += bytes * panel_rows; }
   [[gnu::always_inline]] InterleavedRows from(Index place) const { return {first + place * panel_rows, panel_bytes}; }
 };
 
@@ -129,7 +126,7 @@ struct AskingAhead : InterleavedRows<Panels> {
       for (Index i = 0; i < count; ++i) __builtin_prefetch(from + panel * this->panel_bytes + i * cache_line);
   }
   void move_on(Index bytes) {
-    InterleavedRows<Panels>::move_on(bytes);
+    this->first += bytes * panel_rows;
     if (this->first >= turn) ahead = distance + (Panels - 1) * this->panel_bytes;
   }
 };
