@@ -90,3 +90,25 @@ function(calm_find_tokenizer_dependencies problem_variable)
                                                                                            "${CALM_${upper}_LIBRARY}")
   endforeach()
 endfunction()
+
+# What calm::onednn adds: oneDNN >= 2.6 and < 4 as DNNL::dnnl.
+function(calm_find_onednn problem_variable)
+  set(${problem_variable} "" PARENT_SCOPE)
+  if(TARGET DNNL::dnnl)
+    return()
+  endif()
+  find_package(dnnl CONFIG QUIET)
+  if(NOT TARGET DNNL::dnnl)
+    set(${problem_variable} "calm::onednn needs oneDNN 2.6 or later: install the package libdnnl-dev" PARENT_SCOPE)
+  elseif(dnnl_VERSION VERSION_LESS 2.6 OR dnnl_VERSION VERSION_GREATER_EQUAL 4)
+    set(${problem_variable}
+        "calm::onednn needs oneDNN >= 2.6 and < 4, but ${dnnl_DIR} holds ${dnnl_VERSION}: install the package libdnnl-dev or set dnnl_DIR"
+        PARENT_SCOPE)
+  endif()
+endfunction()
+
+# calm_define_onednn(TARGET): what a program links to have its default products from oneDNN.
+function(calm_define_onednn target)
+  target_link_libraries(${target} INTERFACE calm::calm DNNL::dnnl ${CMAKE_DL_LIBS})
+  target_compile_definitions(${target} INTERFACE CALM_WITH_ONEDNN)
+endfunction()

@@ -8,6 +8,9 @@
 #include <calm/backend/cpu_attention.hpp>
 #include <calm/backend/cpu_norms.hpp>
 #include <calm/backend/cpu_product.hpp>
+#ifdef CALM_WITH_ONEDNN
+#include <calm/backend/cpu_onednn.hpp>
+#endif
 
 #include <cmath>
 #include <cstring>
@@ -16,14 +19,20 @@
 
 namespace calm::inline CALM_ABI {
 
+#ifdef CALM_WITH_ONEDNN
+inline constexpr MakeProducts default_products = onednn_products;
+#else
+inline constexpr MakeProducts default_products = own_products;
+#endif
+
 /// Operations that much code calls are kept out of their callers: inlined they would cost compile time and gain
 /// nothing.
 class CpuBackend : public cpu::Norms {
  public:
   using Memory = HostMemory;
 
-  /// `products`: what computes the products of f32 linear maps, such as bf16_products; the backend itself without.
-  explicit CpuBackend(int threads = 0, MakeProducts products = nullptr)
+  /// `products`: what computes the products of f32 linear maps, such as bf16_products.
+  explicit CpuBackend(int threads = 0, MakeProducts products = default_products)
       : Norms(threads), scratch_(static_cast<std::size_t>(pool_.size())), make_products_(products),
         products_(products ? products(pool_) : nullptr) {}
 

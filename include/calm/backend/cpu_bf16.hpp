@@ -80,7 +80,7 @@ inline PanelForm<Pair> pair_form(const StoredMatrix& w) {
 ///
 /// Operands that are not packed already are rounded in pieces of rows and of k, all threads together, before any tile
 /// is computed: a tile would round again what its neighbours have rounded.
-class Bf16Products final : public Products {
+class Bf16Products : public Products {
  public:
   explicit Bf16Products(ThreadPool& pool) : pool_(pool) {}
 

@@ -39,6 +39,9 @@ class Products {
 /// Makes the products of a CpuBackend on its threads; such as bf16_products of cpu_bf16.hpp.
 using MakeProducts = std::unique_ptr<cpu::Products> (*)(ThreadPool&);
 
+/// The products of this header, with frozen weights packed in the type of the operands.
+inline constexpr MakeProducts own_products = nullptr;
+
 namespace cpu {
 
 inline constexpr Index tile_rows = vector_bytes == 64 ? 8 : 6;  // with two columns of vectors all registers are used
@@ -285,6 +288,30 @@ void multiply_weight_gradient(ThreadPool& pool, Scratch& scratch, MatrixView<con
     }
   });
 }
+
+/// The products of this header with weights that change, for classes that multiply frozen ones in a form of their own.
+class OwnProducts : public Products {
+ public:
+  explicit OwnProducts(ThreadPool& pool) : pool_(pool), scratch_(static_cast<std::size_t>(pool.size())) {}
+
+  using Products::multiply;
+  using Products::multiply_input_gradient;
+
+  void multiply(MatrixView<const float> x, MatrixView<const float> w, MatrixView<float> y, bool add) override {
+    cpu::multiply(pool_, scratch_, x, w, y, add);
+  }
+  void multiply_input_gradient(MatrixView<const float> dy, MatrixView<const float> w, MatrixView<float> dx,
+                               bool add) override {
+    cpu::multiply_input_gradient(pool_, scratch_, dy, w, dx, add);
+  }
+  void multiply_weight_gradient(MatrixView<const float> dy, MatrixView<const float> x, MatrixView<float> dw) override {
+    cpu::multiply_weight_gradient(pool_, scratch_, dy, x, dw);
+  }
+
+ protected:
+  ThreadPool& pool_;
+  Scratch scratch_;  // one for each thread
+};
 
 }  // namespace cpu
 }  // namespace calm::inline CALM_ABI

@@ -233,9 +233,11 @@ inline void multiply_input_gradient(ThreadPool& pool, Scratch& scratch, MatrixVi
 enum class StoredForm { rows, interleaved };
 
 template <StoredForm Form>
-class StoredProducts final : public Products {
+class StoredProducts final : public OwnProducts {
  public:
-  explicit StoredProducts(ThreadPool& pool) : pool_(pool), scratch_(static_cast<std::size_t>(pool.size())) {}
+  using OwnProducts::multiply;
+  using OwnProducts::multiply_input_gradient;
+  using OwnProducts::OwnProducts;
 
   void multiply(MatrixView<const float> x, const StoredMatrix& w, MatrixView<float> y, bool add) override {
     visit_dtype(w.dtype(), [&]<class Stored>(Stored) {
@@ -249,24 +251,10 @@ class StoredProducts final : public Products {
       else product(StoredPanels{w});
     });
   }
-  void multiply(MatrixView<const float> x, MatrixView<const float> w, MatrixView<float> y, bool add) override {
-    cpu::multiply(pool_, scratch_, x, w, y, add);
-  }
   void multiply_input_gradient(MatrixView<const float> dy, const StoredMatrix& w, MatrixView<float> dx,
                                bool add) override {
     cpu::multiply_input_gradient(pool_, scratch_, dy, w, dx, add);
   }
-  void multiply_input_gradient(MatrixView<const float> dy, MatrixView<const float> w, MatrixView<float> dx,
-                               bool add) override {
-    cpu::multiply_input_gradient(pool_, scratch_, dy, w, dx, add);
-  }
-  void multiply_weight_gradient(MatrixView<const float> dy, MatrixView<const float> x, MatrixView<float> dw) override {
-    cpu::multiply_weight_gradient(pool_, scratch_, dy, x, dw);
-  }
-
- private:
-  ThreadPool& pool_;
-  Scratch scratch_;  // one for each thread
 };
 
 }  // namespace cpu

@@ -1,12 +1,17 @@
-// The one place of the library that reads preprocessor switches.
+// The preprocessor switches of the library.
 //
 // CALM_ABI names the inline namespace that holds everything. It differs for every combination of CALM_WITH_... flags,
-// so that two translation units built with different flags fail to link instead of mixing silently.
+// so that two translation units built with different flags fail to link instead of mixing silently. CALM_WITH_ONEDNN
+// (the CMake target calm::onednn defines it) makes oneDNN the default of CpuBackend's products (backend/cpu.hpp).
 #pragma once
 
 #include <cstdint>
 
+#ifdef CALM_WITH_ONEDNN
+#define CALM_ABI eigen_cpu_onednn
+#else
 #define CALM_ABI eigen_cpu
+#endif
 
 namespace calm::inline CALM_ABI {
 
