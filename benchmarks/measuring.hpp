@@ -13,9 +13,9 @@
 
 /// The names that products_named() knows.
 inline const std::vector<std::string> names_of_products = {
-    "packed",      "stored", "interleaved", "bf16",
+    "packed", "stored",      "interleaved", "bf16",
 #ifdef CALM_WITH_ONEDNN
-    "onednn",      "onednn-bf16",
+    "onednn", "onednn-bf16",
 #endif
 };
 

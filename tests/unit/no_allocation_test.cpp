@@ -1,5 +1,6 @@
 // After the first step, training and decoding ask the system for no memory: neither calm nor Eigen nor the standard
-// library. With products by oneDNN (CALM_WITH_ONEDNN) that is held of calm: what oneDNN allocates at each call is its own.
+// library. With products by oneDNN (CALM_WITH_ONEDNN) that is held of calm: what oneDNN allocates at each call is its
+// own.
 #include <doctest/doctest.h>
 #include <calm/backend/cpu_bf16.hpp>
 #include <calm/train/muon.hpp>

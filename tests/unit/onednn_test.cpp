@@ -75,9 +75,14 @@ TEST_CASE("oneDNN's products are those of calm, for rows that lie apart, with th
   for (const auto products : all_products()) {
     const bool in_bf16 = products == calm::onednn_bf16_products;
     CAPTURE(in_bf16);
-    for (const auto& [rows, in, out] :
-         {std::tuple<Index, Index, Index>{1, 1, 1}, {1, 64, 300}, {3, 37, 129}, {7, 5, 128}, {130, 258, 33},
-          {263, 96, 128}, {40, 61, 8400}, {1100, 16, 8400}}) {  // more than 64 pieces of columns, more than 1,024 rows
+    for (const auto& [rows, in, out] : {std::tuple<Index, Index, Index>{1, 1, 1},
+                                        {1, 64, 300},
+                                        {3, 37, 129},
+                                        {7, 5, 128},
+                                        {130, 258, 33},
+                                        {263, 96, 128},
+                                        {40, 61, 8400},
+                                        {1100, 16, 8400}}) {  // more than 64 pieces of columns, more than 1,024 rows
       check_products(products, rows, in, out, Assign{});
       check_products(products, rows, in, out, Accumulate{});
     }
@@ -140,8 +145,8 @@ TEST_CASE("weights that change are multiplied as without oneDNN") {
   const auto w = random_matrix<float>(70, 90, 1), x = random_matrix<float>(50, 90, 2),
              dy = random_matrix<float>(50, 70, 3);
   using Pair = std::pair<calm::MakeProducts, calm::MakeProducts>;
-  for (const auto& [with, without] : {Pair{calm::onednn_products, calm::own_products},
-                                      Pair{calm::onednn_bf16_products, calm::bf16_products}}) {
+  for (const auto& [with, without] :
+       {Pair{calm::onednn_products, calm::own_products}, Pair{calm::onednn_bf16_products, calm::bf16_products}}) {
     if (with == calm::onednn_bf16_products && all_products().size() < 2) continue;
     const auto products_of = [&](calm::MakeProducts products) {
       CpuBackend backend(2, products);

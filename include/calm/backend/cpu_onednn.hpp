@@ -8,8 +8,8 @@
 // not the bits of calm's own products, since oneDNN adds in another order; where it lays a weight out in blocks
 // (AVX-512) an element's bits, too, depend on its own row and column alone.
 //
-// Once it has met the sizes of a run calm allocates nothing, but oneDNN itself allocates at each call some small objects
-// that hold the arguments (version 2.6: six), which nothing switches off.
+// Once it has met the sizes of a run calm allocates nothing, but oneDNN itself allocates at each call some small
+// objects that hold the arguments (version 2.6: six), which nothing switches off.
 //
 // Source: oneDNN Developer Guide, "Matrix Multiplication" and "Memory Format Propagation".
 #pragma once
@@ -48,7 +48,8 @@ class OneThread {
     const auto runtime = dnnl::version()->cpu_runtime;
     require<ConfigError>(runtime == DNNL_RUNTIME_SEQ || (runtime == DNNL_RUNTIME_OMP && maximum() && set()),
                          "onednn_products: this oneDNN is built for threads that calm cannot hold to one (runtime ",
-                         static_cast<int>(runtime), "); link one that is built for OpenMP or without threads, as "
+                         static_cast<int>(runtime),
+                         "); link one that is built for OpenMP or without threads, as "
                          "Debian's libdnnl-dev is, or use calm's own products");
   }
 
@@ -98,10 +99,11 @@ template <class Value, Side side>
 struct PackedWeight {
   Index depth, columns;
   std::vector<memory> pieces;
+  std::vector<std::shared_ptr<std::byte>> values;  // of the pieces
 
   PackedWeight(ThreadPool& pool, const StoredMatrix& w)
       : depth(side == Side::forward ? w.cols() : w.rows()), columns(side == Side::forward ? w.rows() : w.cols()),
-        pieces(static_cast<std::size_t>(ceil_divide(columns, piece_columns))) {
+        pieces(static_cast<std::size_t>(ceil_divide(columns, piece_columns))), values(pieces.size()) {
     const float* values = w.in_place<float>();
     const Matrix<float> copy = values ? Matrix<float>() : w.dense<float>();
     if (!values) values = copy.data();
@@ -112,7 +114,10 @@ struct PackedWeight {
       const memory::desc any({depth, count}, type_of<Value>, memory::format_tag::any);
       memory plain({{depth, count}, memory::data_type::f32, strides}, engine(),
                    const_cast<float*>(values + first * strides[1]));
-      memory packed(describe<Value>(most_rows, depth, count, any).weights_desc(), engine());
+      const memory::desc layout = describe<Value>(most_rows, depth, count, any).weights_desc();
+      auto& room = values[static_cast<std::size_t>(p)];
+      room = allocate_in_huge_pages(layout.get_size());
+      memory packed(layout, engine(), room.get());
       dnnl::stream stream(engine());
       dnnl::reorder(plain, packed).execute(stream, plain, packed);
       stream.wait();
@@ -235,9 +240,9 @@ class OneDnnProducts final : public Own {
     const std::array key{rows, w.depth, w.columns_of(piece)};
     if (tiles_.contains(key)) return;
     const OneThread alone;
-    tiles_.try_emplace(
-        key, describe<Value>(rows, w.depth, key[2], w.pieces[static_cast<std::size_t>(piece)].get_desc()),
-        pool_.size());
+    tiles_.try_emplace(key,
+                       describe<Value>(rows, w.depth, key[2], w.pieces[static_cast<std::size_t>(piece)].get_desc()),
+                       pool_.size());
   }
 
   /// The rows of x without gaps, as Value.

@@ -11,6 +11,7 @@
 #include <calm/backend/cpu_transpose.hpp>
 #include <calm/core/arithmetic.hpp>
 #include <calm/core/parallel.hpp>
+#include <calm/tensor/packed_matrix.hpp>
 
 #include <algorithm>
 #include <cstring>
@@ -211,7 +212,7 @@ inline Index panels_of_tile(Index rows) { return rows >= 32 ? 4 : 2; }
 /// All panels of a weight's transpose: the packed form of a frozen one.
 template <class S>
 struct PanelForm {
-  Matrix<S> values;  // [panels, width * in]
+  PackedMatrix<S> values;  // [panels, width * in]
   Index out, in;
 
   PanelForm(Index rows, Index cols) : values(panels_of<S>(rows), panel_columns<S> * cols), out(rows), in(cols) {}

@@ -108,7 +108,7 @@ struct StoredPanels {
 
 /// A weight whose panels are interleaved, in the stored type; rows and blocks that it lacks are filled up.
 struct InterleavedForm {
-  Matrix<std::byte> values;  // a panel a row
+  PackedMatrix<std::byte> values;  // a panel a row
 
   /// Two at a time, so that more sums go on, where the machine's registers hold what is needed for that.
   template <class Columns>
@@ -125,7 +125,7 @@ template <class Stored>
 InterleavedForm interleaved(ThreadPool& pool, Scratch& scratch, const StoredMatrix& w) {
   using Columns = StoredColumns<Stored>;
   const Index panels = panels_of<float>(w.rows()), blocks = ceil_divide(w.cols(), Columns::depth);
-  InterleavedForm form{Matrix<std::byte>(panels, blocks * Columns::bytes * panel_rows)};
+  InterleavedForm form{PackedMatrix<std::byte>(panels, blocks * Columns::bytes * panel_rows)};
   pool.for_each_tile(panels, [&](Index p, int thread) {
     auto& arena = scratch[static_cast<std::size_t>(thread)];
     arena.reset();

@@ -107,7 +107,8 @@ struct InterleavedRows {
 };
 
 /// The same, where decode() asks for what lies some way ahead: where much is computed between two lines, and beyond the
-/// page that it reads, the processor does not foresee them. Behind the last of these panels come the next ones.
+/// page that it reads, the processor does not foresee them. Into the second cache, which waits for more lines at a time
+/// than the first. Behind the last of these panels come the next ones.
 template <Index Panels>
 struct AskingAhead : InterleavedRows<Panels> {
   static constexpr Index distance = 4096;
@@ -123,7 +124,7 @@ struct AskingAhead : InterleavedRows<Panels> {
     constexpr Index cache_line = 64, lines = Bytes * panel_rows / cache_line, count = ceil_divide(lines, Steps);
     const std::byte* from = this->first + ahead + step * lines / Steps * cache_line;
     for (Index panel = 0; panel < Panels; ++panel)
-      for (Index i = 0; i < count; ++i) __builtin_prefetch(from + panel * this->panel_bytes + i * cache_line);
+      for (Index i = 0; i < count; ++i) __builtin_prefetch(from + panel * this->panel_bytes + i * cache_line, 0, 2);
   }
   void move_on(Index bytes) {
     this->first += bytes * panel_rows;

@@ -4,6 +4,7 @@
 // so that later passes of the same size ask for nothing. Memory is a policy: where the bytes live.
 #pragma once
 
+#include <calm/tensor/huge_pages.hpp>
 #include <calm/tensor/view.hpp>
 
 #include <algorithm>
@@ -17,7 +18,9 @@ namespace calm::inline CALM_ABI {
 struct HostMemory {
   static constexpr std::size_t alignment = 64;
   static std::byte* allocate(std::size_t bytes) {
-    return static_cast<std::byte*>(::operator new (bytes, std::align_val_t{alignment}));
+    auto* const p = static_cast<std::byte*>(::operator new (bytes, std::align_val_t{alignment}));
+    ask_for_huge_pages(p, bytes);
+    return p;
   }
   static void release(std::byte* p) { ::operator delete (p, std::align_val_t{alignment}); }
 };

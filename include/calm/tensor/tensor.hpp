@@ -1,6 +1,7 @@
 // Matrix: an owned, row-major, 64-byte aligned matrix of values. A vector is a matrix of one row.
 #pragma once
 
+#include <calm/tensor/huge_pages.hpp>
 #include <calm/tensor/view.hpp>
 
 #include <algorithm>
@@ -20,6 +21,7 @@ class Matrix {
     require<ShapeError>(rows >= 0 && cols >= 0, "Matrix: negative size ", rows, " x ", cols);
     if (size() == 0) return;
     data_.reset(static_cast<T*>(::operator new (bytes(), std::align_val_t{alignment})));
+    ask_for_huge_pages(data_.get(), bytes());
     std::fill_n(data_.get(), size(), T{});
   }
 
