@@ -91,6 +91,75 @@ TEST_CASE("a weight of any storage type gives the bits of its values, for any sh
       }
 }
 
+TEST_CASE(
+    "weights in bf16, and in f32 with values of bf16, are kept in 12 bits without loss where AVX-512 reads them") {
+  const bool compact = calm::cpu::CompactBf16::available;
+  for (const Index out : {1, 32, 65, 131})
+    for (const Index in : {8, 37, 264, 700}) {
+      CAPTURE(out);
+      CAPTURE(in);
+      Matrix<float> values = random_matrix<float>(out, in, 1, 0.05);
+      for (float& v : values.values()) v = calm::to_float(calm::to_bf16(v));
+      values(0, 0) = 0;
+      values(0, 1) = -0.0F;
+      const auto kept = [&](DType dtype) {
+        const auto stored = StoredMatrix::from(values, dtype), dense = StoredMatrix::from(values);
+        const auto x = random_matrix<float>(40, in, 2);
+        CpuBackend backend(2, calm::interleaved_products), own(1, calm::own_products);
+        for (const Index rows : {1, 3, 40}) {
+          Matrix<float> found(rows, out), expected(rows, out);
+          backend.multiply(backend.packed<float>(stored), constant(x).middle_rows(0, rows), found.view(), Assign{});
+          own.multiply(own.packed<float>(dense), constant(x).middle_rows(0, rows), expected.view(), Assign{});
+          CHECK(same_bits(found, expected));
+        }
+        const double padded =
+            static_cast<double>(calm::ceil_divide(out, Index{32}) * 32 * calm::ceil_divide(in, Index{8}) * 8);
+        return static_cast<double>(stored.packed_bytes()) / padded;  // bytes a value
+      };
+      if (!compact) continue;
+      CHECK(kept(DType::bf16) < 1.75);
+      CHECK(kept(DType::f32) < 1.75);
+      // Values of other exponents, in the first, a middle and the last column, and in one panel alone.
+      if (in >= 264) {
+        values(out - 1, 0) = 0x1p100F;
+        values(out / 2, in / 2) = 0x1p-100F;
+        values(0, in / 2 + 1) = 0x1p-130F;  // no normal number
+        values(0, in - 1) = -0x1p60F;
+        CHECK(kept(DType::bf16) > 1.5);
+        CHECK(kept(DType::bf16) < 1.75);
+        CHECK(kept(DType::f32) < 1.75);
+      }
+      values(out - 1, in - 1) = 1 + 0x1p-20F;  // of 32 bits
+      CHECK(kept(DType::f32) > 3.9);
+    }
+}
+
+TEST_CASE("bf16 weights of all exponents alike are kept as they are") {
+  Matrix<float> values = random_matrix<float>(64, 256, 1);
+  calm::Random random(3);
+  for (float& v : values.values())
+    v = calm::to_float(calm::to_bf16(std::ldexp(v, static_cast<int>(random.below(200)) - 100)));
+  const auto stored = StoredMatrix::from(values, DType::bf16);
+  CpuBackend backend(1, calm::interleaved_products);
+  const auto x = random_matrix<float>(1, 256, 2);
+  Matrix<float> y(1, 64);
+  backend.multiply(backend.packed<float>(stored), constant(x), y.view(), Assign{});
+  CHECK(stored.packed_bytes() == 2 * 64 * 256);
+}
+
+TEST_CASE("what is no number stays none in 12 bits") {
+  for (const float special : {std::numeric_limits<float>::infinity(), not_a_number<float>}) {
+    Matrix<float> values = random_matrix<float>(40, 300, 1);
+    values(33, 77) = special;
+    const auto stored = StoredMatrix::from(values, DType::bf16);
+    CpuBackend backend(1, calm::interleaved_products);
+    const auto x = random_matrix<float>(1, 300, 2);
+    Matrix<float> y(1, 40);
+    backend.multiply(backend.packed<float>(stored), constant(x), y.view(), Assign{});
+    for (Index i = 0; i < 40; ++i) CHECK(std::isfinite(y(0, i)) == (i != 33));
+  }
+}
+
 TEST_CASE("a row that is multiplied alone has the bits that it has among others") {
   for (const auto products : {calm::stored_products, calm::interleaved_products}) {
     CpuBackend backend(2, products);

@@ -11,7 +11,10 @@
 // depend on its own row and column alone (cpu_product.hpp).
 #pragma once
 
+#include <calm/backend/cpu_compact.hpp>
 #include <calm/backend/cpu_stored_columns.hpp>
+
+#include <variant>
 
 namespace calm::inline CALM_ABI {
 namespace cpu {
@@ -230,6 +233,22 @@ inline void multiply_input_gradient(ThreadPool& pool, Scratch& scratch, MatrixVi
   });
 }
 
+/// What interleaved products keep of a weight, with the same values.
+struct KeptForm {
+  std::variant<InterleavedForm, CompactForm> form;
+  std::size_t bytes() const {
+    return std::visit([](const auto& kept) { return kept.bytes(); }, form);
+  }
+};
+
+template <class Stored>
+KeptForm kept_form(ThreadPool& pool, Scratch& scratch, const StoredMatrix& w) {
+  if constexpr (CompactBf16::available && (std::is_same_v<Stored, bf16> || std::is_same_v<Stored, float>))
+    if (std::is_same_v<Stored, bf16> || is_bf16(pool, w))
+      if (auto form = compact(pool, scratch, w)) return {std::move(*form)};
+  return {interleaved<Stored>(pool, scratch, w)};
+}
+
 enum class StoredForm { rows, interleaved };
 
 template <StoredForm Form>
@@ -241,14 +260,17 @@ class StoredProducts final : public OwnProducts {
 
   void multiply(MatrixView<const float> x, const StoredMatrix& w, MatrixView<float> y, bool add) override {
     visit_dtype(w.dtype(), [&]<class Stored>(Stored) {
-      const auto product = [&](const auto& weight) {
-        using Columns = StoredColumns<Stored>;
+      const auto product = [&]<class Columns>(Columns, const auto& weight) {
         if (y.rows == 1) return multiply_one_row<Columns>(pool_, scratch_, x.row(0), x.cols, weight, y, add);
         multiply_columns<Columns>(pool_, scratch_, x, weight, y, add);
       };
-      if constexpr (Form == StoredForm::interleaved)
-        product(w.packed<InterleavedForm>([&] { return cpu::interleaved<Stored>(pool_, scratch_, w); }));
-      else product(StoredPanels{w});
+      if constexpr (Form == StoredForm::rows) {
+        product(StoredColumns<Stored>{}, StoredPanels{w});
+      } else {
+        const auto& kept = w.packed<KeptForm>([&] { return kept_form<Stored>(pool_, scratch_, w); });
+        if (const auto* form = std::get_if<InterleavedForm>(&kept.form)) product(StoredColumns<Stored>{}, *form);
+        else if constexpr (CompactBf16::available) product(CompactBf16{}, std::get<CompactForm>(kept.form));
+      }
     });
   }
   void multiply_input_gradient(MatrixView<const float> dy, const StoredMatrix& w, MatrixView<float> dx,
