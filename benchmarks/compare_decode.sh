@@ -69,8 +69,14 @@ measure() {
 }
 
 load=$(cut -d ' ' -f 1 /proc/loadavg)
+# F32 as most files of it are: stored from a checkpoint in bf16. From quantised values its numbers need all 32 bits.
+small_bf16=$(in_type "$small" BF16)
+large_bf16=$(in_type "$large" BF16)
+file=$(in_type "$small" F32)
+measure "SmolLM2-135M F32 of 32 bits" decode interleaved "$file"
+rm "$file"
 for type in F32 BF16 Q8_0; do
-  file=$(in_type "$small" "$type")
+  file=$(in_type "$(if [[ $type == F32 ]]; then echo "$small_bf16"; else echo "$small"; fi)" "$type")
   measure "SmolLM2-135M $type" decode interleaved "$file"
   if [[ $type == BF16 ]]; then measure "SmolLM2-135M $type" decode bf16 "$file"; fi
   measure "SmolLM2-135M $type" prefill packed "$file"
@@ -79,7 +85,7 @@ for type in F32 BF16 Q8_0; do
 done
 measure "SmolLM2-135M Q4_1" decode interleaved "$small"
 for type in F32 BF16 Q8_0; do
-  file=$(in_type "$large" "$type")
+  file=$(in_type "$(if [[ $type == F32 ]]; then echo "$large_bf16"; else echo "$large"; fi)" "$type")
   measure "Gemma-3-270M $type" decode interleaved "$file"
   rm "$file"
 done

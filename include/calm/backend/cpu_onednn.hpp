@@ -99,11 +99,11 @@ template <class Value, Side side>
 struct PackedWeight {
   Index depth, columns;
   std::vector<memory> pieces;
-  std::vector<std::shared_ptr<std::byte>> values;  // of the pieces
+  std::vector<std::shared_ptr<std::byte>> rooms;  // where the pieces lie
 
   PackedWeight(ThreadPool& pool, const StoredMatrix& w)
       : depth(side == Side::forward ? w.cols() : w.rows()), columns(side == Side::forward ? w.rows() : w.cols()),
-        pieces(static_cast<std::size_t>(ceil_divide(columns, piece_columns))), values(pieces.size()) {
+        pieces(static_cast<std::size_t>(ceil_divide(columns, piece_columns))), rooms(pieces.size()) {
     const float* values = w.in_place<float>();
     const Matrix<float> copy = values ? Matrix<float>() : w.dense<float>();
     if (!values) values = copy.data();
@@ -115,7 +115,7 @@ struct PackedWeight {
       memory plain({{depth, count}, memory::data_type::f32, strides}, engine(),
                    const_cast<float*>(values + first * strides[1]));
       const memory::desc layout = describe<Value>(most_rows, depth, count, any).weights_desc();
-      auto& room = values[static_cast<std::size_t>(p)];
+      auto& room = rooms[static_cast<std::size_t>(p)];
       room = allocate_in_huge_pages(layout.get_size());
       memory packed(layout, engine(), room.get());
       dnnl::stream stream(engine());
