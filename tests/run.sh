@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing, builds everything and runs all tests: preset tests, the unit tests of preset sanitize (with
-# clang 14 where it is or may be installed, else with g++) and, with clang 14, a short run of the fuzz targets.
+# clang 14 where it is or may be installed, else with g++), the tests that compute with products by oneDNN (where
+# libdnnl-dev is or may be installed) and, with clang 14, a short run of the fuzz targets.
 # CALM_JOBS sets how many processes work at a time (one for each core), CALM_PYTHON the interpreter that has PyTorch.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -23,6 +24,11 @@ else
   echo "The fuzz targets are skipped: clang++-14 cannot link them (Debian: clang-14, libclang-rt-14-dev)"
 fi
 rm -f "$linked"
+if bash cmake/install_dependencies.sh libdnnl-dev; then
+  presets+=(onednn)
+else
+  echo "The tests with products by oneDNN are skipped (Debian: libdnnl-dev)"
+fi
 
 for preset in "${presets[@]}"; do
   step "configure $preset"

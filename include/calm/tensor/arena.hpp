@@ -4,7 +4,7 @@
 // so that later passes of the same size ask for nothing. Memory is a policy: where the bytes live.
 #pragma once
 
-#include <calm/tensor/huge_pages.hpp>
+#include <calm/core/huge_pages.hpp>
 #include <calm/tensor/view.hpp>
 
 #include <algorithm>

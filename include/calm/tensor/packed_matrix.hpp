@@ -1,7 +1,7 @@
 // PackedMatrix: the memory of a packed form of a weight, row-major, 64-byte aligned, in huge pages.
 #pragma once
 
-#include <calm/tensor/huge_pages.hpp>
+#include <calm/core/huge_pages.hpp>
 #include <calm/tensor/view.hpp>
 
 #include <algorithm>

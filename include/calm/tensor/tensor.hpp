@@ -1,7 +1,7 @@
 // Matrix: an owned, row-major, 64-byte aligned matrix of values. A vector is a matrix of one row.
 #pragma once
 
-#include <calm/tensor/huge_pages.hpp>
+#include <calm/core/huge_pages.hpp>
 #include <calm/tensor/view.hpp>
 
 #include <algorithm>
