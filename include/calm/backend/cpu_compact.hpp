@@ -179,28 +179,32 @@ inline CompactPanel compact_panel(MatrixView<const std::uint16_t> values, std::b
   Index most = -1;
   for (std::uint32_t base = 0; base + 15 < 256; ++base)
     if (const Index count = up_to[base + 16] - up_to[base + 1]; count > most) most = count, panel.base = base;
-  for (Index k = 0; k < values.cols; ++k) {
-    bool coded = true;
+  for (Index k = 0; k < values.cols; k += CompactBf16::depth) {
+    const Index count = std::min(CompactBf16::depth, values.cols - k);
+    std::array<bool, CompactBf16::depth> coded;
+    coded.fill(true);
     for (Index i = 0; i < values.rows; ++i) {
-      const std::uint32_t value = values(i, k), exponent = value >> 7 & 0xFFU, code = exponent - panel.base;
-      coded = coded && (exponent == 0 || (code >= 1 && code <= 15));
-      const std::uint32_t all = (exponent == 0 ? 0 : code & 15U) | value >> 15 << 4 | (value & 0x7FU) << 5;
+      std::array<std::uint32_t, CompactBf16::depth> all{};
+      for (Index j = 0; j < count; ++j) {
+        const std::uint32_t value = values(i, k + j), exponent = value >> 7 & 0xFFU;
+        const std::uint32_t code = exponent == 0 ? 0 : exponent - panel.base;
+        const auto at = static_cast<std::size_t>(j);
+        coded[at] &= (code == 0) == (exponent == 0) && code <= 15;
+        all[at] = (code & 15U) | value >> 15 << 4 | (value & 0x7FU) << 5;
+      }
+      const std::array words{all[0] | all[1] << 12 | all[6] << 24, all[2] | all[3] << 12 | all[7] << 24,
+                             all[4] | all[5] << 12 | all[6] >> 8 << 24 | all[7] >> 8 << 28};
       std::byte* const block = target + k / CompactBf16::depth * CompactBf16::bytes * panel_rows;
-      const auto add = [&](Index t, std::uint32_t bits) {
-        std::byte* const place = block + (i / row_lanes * 3 + t) * vector_bytes + i % row_lanes * 4;
-        std::uint32_t word;
-        std::memcpy(&word, place, sizeof(word));
-        word |= bits;
-        std::memcpy(place, &word, sizeof(word));
-      };
-      const Index j = k % CompactBf16::depth;
-      if (j < 6) add(j / 2, all << j % 2 * 12);
-      else add(j - 6, all << 24), add(2, all >> 8 << (j == 6 ? 24 : 28));
+      for (Index t = 0; t < 3; ++t)
+        std::memcpy(block + (i / row_lanes * 3 + t) * vector_bytes + i % row_lanes * 4,
+                    &words[static_cast<std::size_t>(t)], sizeof(words[0]));
     }
-    if (coded) continue;
-    panel.columns.push_back(k);
-    auto& column = panel.values.emplace_back();
-    for (Index i = 0; i < values.rows; ++i) column[static_cast<std::size_t>(i)] = to_float(bf16{values(i, k)});
+    for (Index j = 0; j < count; ++j) {
+      if (coded[static_cast<std::size_t>(j)]) continue;
+      panel.columns.push_back(k + j);
+      auto& column = panel.values.emplace_back();
+      for (Index i = 0; i < values.rows; ++i) column[static_cast<std::size_t>(i)] = to_float(bf16{values(i, k + j)});
+    }
   }
   return panel;
 }

@@ -99,25 +99,30 @@ template <class Value, Side side>
 struct PackedWeight {
   Index depth, columns;
   std::vector<memory> pieces;
-  std::vector<std::shared_ptr<std::byte>> rooms;  // where the pieces lie
+  std::shared_ptr<std::byte> values;  // of all pieces
 
   PackedWeight(ThreadPool& pool, const StoredMatrix& w)
       : depth(side == Side::forward ? w.cols() : w.rows()), columns(side == Side::forward ? w.rows() : w.cols()),
-        pieces(static_cast<std::size_t>(ceil_divide(columns, piece_columns))), rooms(pieces.size()) {
-    const float* values = w.in_place<float>();
-    const Matrix<float> copy = values ? Matrix<float>() : w.dense<float>();
-    if (!values) values = copy.data();
+        pieces(static_cast<std::size_t>(ceil_divide(columns, piece_columns))) {
+    const auto layout_of = [&](Index piece) {
+      const OneThread alone;
+      const memory::desc any({depth, columns_of(piece)}, type_of<Value>, memory::format_tag::any);
+      return memory::desc(describe<Value>(most_rows, depth, columns_of(piece), any).weights_desc());
+    };
+    const Index last = static_cast<Index>(pieces.size()) - 1;
+    const memory::desc layout = layout_of(0), last_layout = layout_of(last);
+    const std::size_t step = (layout.get_size() + 63) / 64 * 64;
+    values = allocate_in_huge_pages(static_cast<std::size_t>(last) * step + last_layout.get_size());
+    const float* plain_values = w.in_place<float>();
+    const Matrix<float> copy = plain_values ? Matrix<float>() : w.dense<float>();
+    if (!plain_values) plain_values = copy.data();
     const memory::dims strides = side == Side::forward ? memory::dims{1, w.cols()} : memory::dims{w.cols(), 1};
     pool.for_each_tile(static_cast<Index>(pieces.size()), [&](Index p, int) {
       const OneThread alone;
       const Index first = p * piece_columns, count = columns_of(p);
-      const memory::desc any({depth, count}, type_of<Value>, memory::format_tag::any);
       memory plain({{depth, count}, memory::data_type::f32, strides}, engine(),
-                   const_cast<float*>(values + first * strides[1]));
-      const memory::desc layout = describe<Value>(most_rows, depth, count, any).weights_desc();
-      auto& room = rooms[static_cast<std::size_t>(p)];
-      room = allocate_in_huge_pages(layout.get_size());
-      memory packed(layout, engine(), room.get());
+                   const_cast<float*>(plain_values + first * strides[1]));
+      memory packed(p == last ? last_layout : layout, engine(), values.get() + static_cast<std::size_t>(p) * step);
       dnnl::stream stream(engine());
       dnnl::reorder(plain, packed).execute(stream, plain, packed);
       stream.wait();
