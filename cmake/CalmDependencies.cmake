@@ -91,24 +91,44 @@ function(calm_find_tokenizer_dependencies problem_variable)
   endforeach()
 endfunction()
 
-# What calm::onednn adds: oneDNN >= 2.6 and < 4 as DNNL::dnnl.
+# What calm::onednn adds: oneDNN >= 2.6 and < 4 as calm::dnnl, its version in CALM_DNNL_VERSION. By its files: its own
+# package asks for OpenCL where it was built with it, which calm does not use.
 function(calm_find_onednn problem_variable)
   set(${problem_variable} "" PARENT_SCOPE)
-  if(TARGET DNNL::dnnl)
+  if(TARGET calm::dnnl)
     return()
   endif()
-  find_package(dnnl CONFIG QUIET)
-  if(NOT TARGET DNNL::dnnl)
+  find_path(CALM_DNNL_INCLUDE_DIR dnnl.hpp DOC "The folder of dnnl.hpp, version 2.6 or later")
+  find_library(CALM_DNNL_LIBRARY dnnl DOC "The library dnnl that belongs to dnnl.hpp")
+  mark_as_advanced(CALM_DNNL_INCLUDE_DIR CALM_DNNL_LIBRARY)
+  if(NOT CALM_DNNL_INCLUDE_DIR OR NOT CALM_DNNL_LIBRARY)
     set(${problem_variable} "calm::onednn needs oneDNN 2.6 or later: install the package libdnnl-dev" PARENT_SCOPE)
-  elseif(dnnl_VERSION VERSION_LESS 2.6 OR dnnl_VERSION VERSION_GREATER_EQUAL 4)
-    set(${problem_variable}
-        "calm::onednn needs oneDNN >= 2.6 and < 4, but ${dnnl_DIR} holds ${dnnl_VERSION}: install the package libdnnl-dev or set dnnl_DIR"
-        PARENT_SCOPE)
+    return()
   endif()
+  # "#define DNNL_VERSION_MAJOR 2", and the same for MINOR
+  set(found "of unknown version")
+  if(EXISTS "${CALM_DNNL_INCLUDE_DIR}/oneapi/dnnl/dnnl_version.h")
+    file(STRINGS "${CALM_DNNL_INCLUDE_DIR}/oneapi/dnnl/dnnl_version.h" lines
+         REGEX "^#define DNNL_VERSION_(MAJOR|MINOR) ")
+    string(REGEX MATCHALL "(MAJOR|MINOR) +[0-9]+" numbers "${lines}")
+    list(TRANSFORM numbers REPLACE "^[A-Z]+ +" "")
+    list(JOIN numbers "." found)
+  endif()
+  if(NOT found MATCHES "^[0-9.]+$" OR found VERSION_LESS 2.6 OR found VERSION_GREATER_EQUAL 4)
+    set(${problem_variable}
+        "calm::onednn needs oneDNN >= 2.6 and < 4, but ${CALM_DNNL_INCLUDE_DIR} holds ${found}: install the package libdnnl-dev"
+        PARENT_SCOPE)
+    return()
+  endif()
+  set(CALM_DNNL_VERSION "${found}" CACHE INTERNAL "The version of oneDNN that was found")
+  add_library(calm::dnnl INTERFACE IMPORTED GLOBAL)
+  set_target_properties(
+    calm::dnnl PROPERTIES INTERFACE_INCLUDE_DIRECTORIES "${CALM_DNNL_INCLUDE_DIR}" INTERFACE_LINK_LIBRARIES
+                                                                                   "${CALM_DNNL_LIBRARY}")
 endfunction()
 
 # calm_define_onednn(TARGET): what a program links to have its default products from oneDNN.
 function(calm_define_onednn target)
-  target_link_libraries(${target} INTERFACE calm::calm DNNL::dnnl ${CMAKE_DL_LIBS})
+  target_link_libraries(${target} INTERFACE calm::calm calm::dnnl ${CMAKE_DL_LIBS})
   target_compile_definitions(${target} INTERFACE CALM_WITH_ONEDNN)
 endfunction()

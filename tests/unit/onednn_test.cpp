@@ -124,11 +124,16 @@ TEST_CASE("a weight of any storage type has oneDNN's products of its values, and
 
 TEST_CASE("by oneDNN too a row has the bits that it has among others, where weights are laid out in blocks") {
   if (!__builtin_cpu_supports("avx512f")) return;
-  for (const auto products : all_products()) {
+  for (const auto& [products, in] : [] {
+         std::vector<std::pair<calm::MakeProducts, Index>> all;
+         for (const auto products : all_products()) all.emplace_back(products, 576), all.emplace_back(products, 11008);
+         return all;
+       }()) {
+    CAPTURE(in);
     CpuBackend backend(2, products);
-    const auto weight = StoredMatrix::from(random_matrix<float>(200, 576, 1));
-    const auto x = random_matrix<float>(300, 576, 2), dy = random_matrix<float>(300, 200, 3);
-    Matrix<float> y(300, 200), dx(300, 576), one_y(1, 200), one_dx(1, 576);
+    const auto weight = StoredMatrix::from(random_matrix<float>(200, in, 1));
+    const auto x = random_matrix<float>(300, in, 2), dy = random_matrix<float>(300, 200, 3);
+    Matrix<float> y(300, 200), dx(300, in), one_y(1, 200), one_dx(1, in);
     backend.multiply(backend.packed<float>(weight), constant(x), y.view(), Assign{});
     backend.multiply_input_gradient(backend.packed<float>(weight), constant(dy), dx.view(), Assign{});
     for (const Index row : {0, 5, 127, 128, 257, 299}) {

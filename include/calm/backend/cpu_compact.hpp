@@ -13,8 +13,13 @@
 
 #include <calm/backend/cpu_stored_columns.hpp>
 
+#include <algorithm>
 #include <array>
+#include <atomic>
+#include <cstring>
+#include <limits>
 #include <optional>
+#include <vector>
 
 namespace calm::inline CALM_ABI::cpu {
 
@@ -209,9 +214,10 @@ inline CompactPanel compact_panel(MatrixView<const std::uint16_t> values, std::b
   return panel;
 }
 
-/// The compact form of a weight in bf16, or in f32 with the values of bf16; none where too many columns would be kept
-/// twice for it to be smaller than bf16.
+/// The compact form of a weight in bf16, or in f32 with the values of bf16; none where so many columns would be kept
+/// twice that it takes more than 7/8 of bf16.
 inline std::optional<CompactForm> compact(ThreadPool& pool, Scratch& scratch, const StoredMatrix& w) {
+  if (w.empty()) return std::nullopt;
   const Index panels = panels_of<float>(w.rows());
   CompactForm form{{panels, ceil_divide(w.cols(), CompactBf16::depth) * CompactBf16::bytes * panel_rows},
                    std::vector<CompactPanel>(static_cast<std::size_t>(panels))};

@@ -10,12 +10,12 @@
 #include <sys/mman.h>
 #endif
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <mutex>
 #include <new>
+#include <utility>
 
 namespace calm::inline CALM_ABI {
 

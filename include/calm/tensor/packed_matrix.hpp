@@ -17,6 +17,12 @@ class PackedMatrix {
     std::fill_n(data(), rows * cols, T{});
   }
 
+  PackedMatrix(const PackedMatrix&) = delete;  // it would share what it holds
+  PackedMatrix& operator=(const PackedMatrix&) = delete;
+  PackedMatrix(PackedMatrix&&) = default;
+  PackedMatrix& operator=(PackedMatrix&&) = default;
+  ~PackedMatrix() = default;
+
   Index rows() const { return rows_; }
   Index cols() const { return cols_; }
   std::size_t bytes() const { return static_cast<std::size_t>(rows_ * cols_) * sizeof(T); }

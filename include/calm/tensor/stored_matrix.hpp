@@ -1,7 +1,7 @@
 // StoredMatrix: a frozen weight as it lies in memory or in a mapped file, with its storage type as a run-time tag.
 //
-// The values never change. A backend that cannot multiply the stored form keeps one packed form of its own, made when
-// it is first needed and counted by packed_bytes(); copies of a StoredMatrix share it.
+// The values never change. A backend that cannot multiply the stored form keeps a packed form of its own for a product,
+// made when it is first needed and counted by packed_bytes(); copies of a StoredMatrix share it.
 #pragma once
 
 #include <calm/tensor/dtype.hpp>
