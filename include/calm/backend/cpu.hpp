@@ -33,7 +33,7 @@ class CpuBackend : public cpu::Norms {
 
   /// `products`: what computes the products of f32 linear maps, such as bf16_products.
   explicit CpuBackend(int threads = 0, MakeProducts products = default_products)
-      : Norms(threads), scratch_(static_cast<std::size_t>(pool_.size())), make_products_(products),
+      : Norms(threads), scratch_(cpu::scratch_of(pool_)), make_products_(products),
         products_(products ? products(pool_) : nullptr) {}
 
   /// What another backend must be made with, beside its threads, to give the same bits.

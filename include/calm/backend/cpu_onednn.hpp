@@ -176,7 +176,7 @@ struct Tile {
 template <class Value, class Own>
 class OneDnnProducts final : public Own {
  public:
-  explicit OneDnnProducts(ThreadPool& pool) : Own(pool), pool_(pool), scratch_(static_cast<std::size_t>(pool.size())) {
+  explicit OneDnnProducts(ThreadPool& pool) : Own(pool), pool_(pool), scratch_(scratch_of(pool)) {
     OneThread::check();
     try {
       describe<Value>(1, 1, 1, memory::desc({1, 1}, type_of<Value>, memory::format_tag::any));

@@ -176,6 +176,13 @@ Index panels_of(Index columns) {
 /// What a thread needs beside the operands; grows to the largest product.
 using Scratch = std::vector<Arena<HostMemory>>;
 
+/// One for each thread, each with its first piece of memory: a thread may take its first tile at any time.
+inline Scratch scratch_of(const ThreadPool& pool) {
+  Scratch scratch(static_cast<std::size_t>(pool.size()));
+  for (auto& arena : scratch) arena.allocate<std::byte>(1), arena.reset();
+  return scratch;
+}
+
 /// c = a b^T, or added to c, for operands that are used once.
 template <class S>
 void product_abt(Arena<HostMemory>& arena, MatrixView<const S> a, MatrixView<const S> b, MatrixView<S> c, bool add) {
@@ -293,7 +300,7 @@ void multiply_weight_gradient(ThreadPool& pool, Scratch& scratch, MatrixView<con
 /// The products of this header with weights that change, for classes that multiply frozen ones in a form of their own.
 class OwnProducts : public Products {
  public:
-  explicit OwnProducts(ThreadPool& pool) : pool_(pool), scratch_(static_cast<std::size_t>(pool.size())) {}
+  explicit OwnProducts(ThreadPool& pool) : pool_(pool), scratch_(scratch_of(pool)) {}
 
   using Products::multiply;
   using Products::multiply_input_gradient;
