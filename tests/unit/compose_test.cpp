@@ -309,6 +309,11 @@ struct NotingBackend : calm::CpuBackend {
     forward.push_back(std::exchange(frozen, nullptr));
     CpuBackend::multiply(arguments...);
   }
+  template <class S>
+  void multiply_each(MatrixView<const S> x, std::span<const calm::FrozenProduct<S>> products) {
+    for (const auto& product : products) forward.push_back(product.weight->data());
+    CpuBackend::multiply_each(x, products);
+  }
   template <class... Arguments>
   void multiply_input_gradient(const Arguments&... arguments) {
     backward.push_back(std::exchange(frozen, nullptr));

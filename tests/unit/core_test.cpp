@@ -8,6 +8,8 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <map>
+#include <mutex>
 #include <random>
 #include <set>
 #include <thread>
@@ -107,6 +109,34 @@ TEST_CASE("the pool runs every tile once, on threads that it names, for any numb
       CHECK(named);
       CHECK(alone);  // no two tiles at once under one name
     }
+  }
+}
+
+TEST_CASE("ranges are all that is to be done, once, the largest first and none too small") {
+  for (const int threads : {1, 2, 4, 64}) {
+    ThreadPool pool(threads);
+    for (const Index count : {0, 1, 2, 3, 17, 1000, 1000000})
+      for (const Index least : {1, 2, 5}) {
+        CAPTURE(threads);
+        CAPTURE(count);
+        std::mutex mutex;
+        std::map<Index, Index> ranges;
+        pool.for_each_range(count, least, [&](Index begin, Index end, int) {
+          const std::lock_guard lock(mutex);
+          CHECK(ranges.emplace(begin, end).second);
+        });
+        Index reached = 0, before = count;
+        for (const auto& [begin, end] : ranges) {
+          CHECK(begin == reached);
+          CHECK(end > begin);
+          CHECK(end - begin <= std::max(before, least));
+          CHECK((end - begin >= least || end == count));
+          before = end - begin;
+          reached = end;
+        }
+        CHECK(reached == count);
+        if (count >= 1000) CHECK(static_cast<int>(ranges.size()) >= std::min(threads, 60));
+      }
   }
 }
 

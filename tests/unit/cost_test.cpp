@@ -22,6 +22,10 @@ struct CountingBackend : calm::ReferenceBackend {
     products += size(x.rows, x.cols, y.cols);
     Base::multiply(w, x, y, mode);
   }
+  template <class S>
+  void multiply_each(MatrixView<const S> x, std::span<const calm::FrozenProduct<S>> each) {
+    for (const auto& [weight, y] : each) multiply(packed<S>(*weight), x, y, calm::Assign{});
+  }
   template <class S, class W>
   void multiply_input_gradient(const W& w, MatrixView<const S> dy, MatrixView<S> dx, calm::WriteMode auto mode) {
     products += size(dy.rows, dy.cols, dx.cols);

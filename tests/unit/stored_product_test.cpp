@@ -160,6 +160,29 @@ TEST_CASE("what is no number stays none in 12 bits") {
   }
 }
 
+TEST_CASE("weights that are multiplied together give the bits that each gives alone") {
+  const StoredMatrix weights[] = {random_stored(DType::q8_0, 70, 512, 1), random_stored(DType::bf16, 1, 512, 2),
+                                  random_stored(DType::q6_k, 1000, 512, 3), random_stored(DType::f32, 33, 512, 4)};
+  for (const auto products : {calm::own_products, calm::stored_products, calm::interleaved_products})
+    for (const int threads : {1, 3})
+      for (const Index rows : {0, 1, 5}) {
+        CAPTURE(threads);
+        CAPTURE(rows);
+        CpuBackend backend(threads, products), dense_backend(1);
+        const auto x = random_matrix<float>(rows, 512, 5);
+        std::vector<Matrix<float>> found;
+        for (const auto& weight : weights) found.push_back(random_matrix<float>(rows, weight.rows(), 6));
+        std::vector<calm::FrozenProduct<float>> together;
+        for (std::size_t i = 0; i < found.size(); ++i) together.push_back({&weights[i], found[i].view()});
+        backend.multiply_each(constant(x), std::span<const calm::FrozenProduct<float>>(together));
+        for (std::size_t i = 0; i < found.size(); ++i) {
+          Matrix<float> expected(rows, weights[i].rows());
+          dense_backend.multiply(constant(weights[i].dense<float>()), constant(x), expected.view(), Assign{});
+          CHECK(same_bits(constant(found[i]), constant(expected)));
+        }
+      }
+}
+
 TEST_CASE("a row that is multiplied alone has the bits that it has among others") {
   for (const auto products : {calm::stored_products, calm::interleaved_products}) {
     CpuBackend backend(2, products);

@@ -25,6 +25,9 @@ struct VisibleRange {
   Index begin = 0, end = 0;
 };
 
+/// Positions that a cache has memory for are a multiple of this: of what any backend lays side by side.
+inline constexpr Index cache_step = 64;
+
 /// Query heads share the key and value heads in equal groups.
 struct HeadShape {
   Index query_heads = 1, kv_heads = 1;
@@ -32,7 +35,8 @@ struct HeadShape {
 };
 
 /// One sequence of a ragged batch: rows [first_query, first_query + queries) of the queries, and its own keys and
-/// values, whose rows of kv_heads * width values lie `stride` apart.
+/// values, whose rows of kv_heads * width values lie `stride` apart. The keys of a cache lie as append_keys() wrote
+/// them.
 template <class Scalar>
 struct AttentionSequence {
   Index first_query = 0, queries = 0;
@@ -40,8 +44,16 @@ struct AttentionSequence {
   const Scalar* values = nullptr;
   Index stride = 0;
   Index key_count = 0;
+  bool cached = false;
   Scalar* key_gradients = nullptr;    // backward only: overwritten, laid out as the keys
   Scalar* value_gradients = nullptr;  // backward only: overwritten
+};
+
+/// y = x W^T for a frozen W [out, in], one of several products with the same x.
+template <class Scalar>
+struct FrozenProduct {
+  const StoredMatrix* weight = nullptr;
+  MatrixView<Scalar> y;
 };
 
 /// One step of AdamW (Loshchilov and Hutter, 2019): decay is decoupled from the gradient.
@@ -57,13 +69,15 @@ concept Backend = requires(B backend, const StoredMatrix& stored, MatrixView<con
                            std::span<const float> vector, std::span<float> values, std::span<const TokenId> ids,
                            std::span<const Index> positions, std::span<const VisibleRange> visible,
                            std::span<const AttentionSequence<float>> sequences, HeadShape heads, AdamWStep adamw,
-                           double* sum) {
+                           std::span<const FrozenProduct<float>> products, double* sum) {
   typename B::Memory;
 
   // The form of a frozen weight that multiply() takes; made once and kept with the weight.
   backend.template packed<float>(stored);
   // y = x W^T                                                     [T, in] -> [T, out]
   backend.multiply(in, in, out, Assign{});
+  // the same for each of these: where a token is decoded they are quicker together
+  backend.multiply_each(in, products);
   // dx = dy W                                                     [T, out] -> [T, in]
   backend.multiply_input_gradient(in, in, out, Assign{});
   // dW += dy^T x                                                  [T, out], [T, in] -> [out, in]
@@ -99,7 +113,10 @@ concept Backend = requires(B backend, const StoredMatrix& stored, MatrixView<con
   // y[t] = sum over visible s of softmax_s(q[t] k[s]^T / sqrt(width)) v[s], 0 where nothing is visible;
   // log_sum_exp [T, query_heads] is kept for the gradient
   backend.attention(in, sequences, visible, heads, out, out);
-  // arguments: q, sequences (with gradients), visible, heads, y, log_sum_exp, dy, dq
+  // writes the keys of positions first, first + 1, ... into those of a cache, in the order in which this backend's
+  // attention reads them; a cache has memory for whole steps of cache_step positions
+  backend.append_keys(in, Index{0}, out);
+  // arguments: q, sequences (with gradients, not cached), visible, heads, y, log_sum_exp, dy, dq
   backend.attention_backward(in, sequences, visible, heads, in, in, in, out);
   // loss[t] = -log softmax(logits[t])[target]; dlogits = scale * gradient, and may be the logits themselves
   backend.cross_entropy(in, ids, 1.0, values, out);

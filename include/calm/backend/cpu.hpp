@@ -75,6 +75,13 @@ class CpuBackend : public cpu::Norms {
   }
 
   template <class S>
+  [[gnu::noinline]] void multiply_each(MatrixView<const S> x, std::span<const FrozenProduct<S>> products) {
+    if constexpr (std::is_same_v<S, float>)
+      if (products_) return products_->multiply_each(x, products);
+    for (const auto& [weight, y] : products) multiply(packed<S>(*weight), x, y, Assign{});
+  }
+
+  template <class S>
   [[gnu::noinline]] void multiply_input_gradient(FrozenWeight<S> w, MatrixView<const S> dy, MatrixView<S> dx,
                                                  WriteMode auto mode) {
     if constexpr (std::is_same_v<S, float>)
@@ -177,6 +184,11 @@ class CpuBackend : public cpu::Norms {
   void attention(MatrixView<const S> q, std::span<const AttentionSequence<S>> sequences,
                  std::span<const VisibleRange> visible, HeadShape heads, MatrixView<S> y, MatrixView<S> log_sum_exp) {
     cpu::attention(pool_, scratch_, q, sequences, visible, heads, y, log_sum_exp);
+  }
+
+  template <class S>
+  void append_keys(MatrixView<const S> keys, Index first, MatrixView<S> cache) {
+    cpu::append_keys(pool_, keys, first, cache);
   }
 
   template <class S>

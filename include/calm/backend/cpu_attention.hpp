@@ -3,8 +3,9 @@
 // The lanes of a vector are queries: a group of `chunk` neighbouring queries of one head meets the keys that some of
 // them see, key after key, so that largest scores and sums need nothing across lanes. Scores exist for one group at a
 // time; the gradient computes them again from log_sum_exp, as FlashAttention does (Dao et al., 2022). A few queries
-// alone, as in decoding, take keys as lanes instead. Either way each element is the same sum in the same order: that
-// of the sequence's keys, or of 16 partial sums over every sixteenth key.
+// alone, as in decoding, take keys as lanes instead, for which the keys of a cache lie as panels: value j of key i at
+// row j of panel i / panel_columns. Either way each element is the same sum in the same order: that of the sequence's
+// keys, or of 16 partial sums over every sixteenth key.
 #pragma once
 
 #include <calm/backend/cpu_product.hpp>
@@ -15,9 +16,13 @@
 
 namespace calm::inline CALM_ABI::cpu {
 
-inline constexpr Index query_tile = 64;  // queries of a task
-inline constexpr Index few_queries = 4;  // so many would leave most lanes of a group empty
+inline constexpr Index query_tile = 64;     // queries of a task
+inline constexpr Index few_queries = 4;     // so many would leave most lanes of a group empty
+inline constexpr Index heads_together = 2;  // of one query alone, over the same keys: the sums of one would wait
 inline constexpr Index key_step = chunk;
+template <class S>
+inline constexpr Index whole_step = std::max(key_step, panel_columns<S>);
+static_assert(cache_step % whole_step<float> == 0 && cache_step % whole_step<double> == 0);
 
 template <class S>
 void set_zero(MatrixView<S> m) {
@@ -42,40 +47,50 @@ void product_whole(Index depth, Strided<S> a, MatrixView<const S> b, MatrixView<
                      add);
 }
 
-/// Queries [offset, offset + count) of a sequence and head, with the keys that some of them see: views into the packed
-/// batch.
+/// Heads [first, first + count) over the same keys.
+struct Heads {
+  Index first, count = 1;
+};
+
+/// Queries [offset, offset + most) of a sequence for one head, or one query for several heads, with the keys that some
+/// of them see: views into the packed batch. A row is a query of a head.
 template <class S>
 struct AttentionPart {
-  std::span<const VisibleRange> visible;  // of these queries
-  Index first, count;                     // queries
-  VisibleRange range;                     // keys; begins at a whole step
-  MatrixView<const S> q;                  // [count, width]
-  MatrixView<const S> k;                  // [keys, width]
+  std::span<const VisibleRange> visible;  // of the queries
+  Heads heads;
+  Index first, count;     // the first query, and the number of rows
+  VisibleRange range;     // keys; begins at a whole step
+  MatrixView<const S> q;  // [count, width]
+  MatrixView<const S> k;  // [keys, width]; of a cache panels, that of key i begins at row(i)
   MatrixView<const S> v;
+  bool cached;
 
   AttentionPart(MatrixView<const S> queries, const AttentionSequence<S>& sequence, std::span<const VisibleRange> ranges,
-                HeadShape heads, Index head, Index offset, Index most)
-      : first(sequence.first_query + offset), count(std::min(most, sequence.queries - offset)) {
-    visible = ranges.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count));
+                HeadShape shape, Heads which, Index offset, Index most)
+      : heads(which), first(sequence.first_query + offset), cached(sequence.cached) {
+    const Index some = std::min(most, sequence.queries - offset);
+    count = some * heads.count;
+    visible = ranges.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(some));
     range = hull(visible);
-    range.begin = range.begin / key_step * key_step;
-    q = queries.middle_rows(first, count).middle_cols(head * heads.width, heads.width);
-    const Index column = head / (heads.query_heads / heads.kv_heads) * heads.width;
-    const Index keys = range.end - range.begin;
-    k = {sequence.keys + range.begin * sequence.stride + column, keys, heads.width, sequence.stride};
-    v = {sequence.values + range.begin * sequence.stride + column, keys, heads.width, sequence.stride};
+    const Index step = cached ? whole_step<S> : key_step;
+    range.begin = range.begin / step * step;
+    q = rows_of(queries, shape.width);
+    const Index column = heads.first / (shape.query_heads / shape.kv_heads) * shape.width;
+    const Index keys = range.end - range.begin, begin = range.begin * sequence.stride;
+    k = {sequence.keys + begin + column * (cached ? panel_columns<S> : 1), keys, shape.width, sequence.stride};
+    v = {sequence.values + begin + column, keys, shape.width, sequence.stride};
   }
 
-  /// Keys that query i sees, counted from the first row of k.
+  /// Keys that row i sees, counted from the first row of k.
   VisibleRange seen(Index i) const {
-    const VisibleRange& keys = visible[static_cast<std::size_t>(i)];
+    const VisibleRange& keys = visible[static_cast<std::size_t>(i / heads.count)];
     return keys.begin < keys.end ? VisibleRange{keys.begin - range.begin, keys.end - range.begin} : VisibleRange{};
   }
 
-  /// This head's columns of the queries' rows of a matrix like q.
+  /// These rows of a matrix like q, with `width` values for each head of a query.
   template <class T>
-  MatrixView<T> rows_of(MatrixView<T> m, HeadShape heads, Index head) const {
-    return m.middle_rows(first, count).middle_cols(head * heads.width, heads.width);
+  MatrixView<T> rows_of(MatrixView<T> m, Index width) const {
+    return {m.row(first) + heads.first * width, count, width, heads.count > 1 ? width : m.stride};
   }
 
  private:
@@ -134,13 +149,32 @@ class KeySums {
   Chunk<S> partial_[chunk];
 };
 
-/// Products of keys (or values) with the rows of a group, one a lane: [keys, chunk].
+/// Products of keys (or values) with the rows of a group, one a lane: [keys, chunk]. The keys may be a cache's panels.
 template <class S>
-void key_products(Arena<HostMemory>& arena, MatrixView<const S> keys, MatrixView<const S> rows, MatrixView<S> scores) {
+void key_products(Arena<HostMemory>& arena, MatrixView<const S> keys, MatrixView<const S> rows, MatrixView<S> scores,
+                  bool cached = false) {
   const Arena<HostMemory>::Mark mark(arena);
+  constexpr Index panel = panel_columns<S>;
   const auto lanes = arena.matrix<S>(rows.cols, chunk);
   transpose_rows<chunk>(rows, 0, lanes.data);
-  product_whole<S>(keys.cols, {keys.data, keys.stride, 1}, lanes, scores, false);
+  if (!cached) return product_whole<S>(keys.cols, {keys.data, keys.stride, 1}, lanes, scores, false);
+  for (Index i = 0; i < keys.rows; i += panel)
+    product_whole<S>(keys.cols, {keys.row(i), 1, panel}, lanes, scores.middle_rows(i, std::min(panel, keys.rows - i)),
+                     false);
+}
+
+/// Writes the keys of positions first, first + 1, ... into the panels of a cache; what a new panel lacks is zero.
+template <class S>
+void append_keys(ThreadPool& pool, MatrixView<const S> keys, Index first, MatrixView<S> cache) {
+  constexpr Index panel = panel_columns<S>;
+  const Index first_panel = first / panel, end = first + keys.rows;
+  pool.for_each_tile(ceil_divide(end, panel) - first_panel, [&](Index tile, int) {
+    const Index begin = (first_panel + tile) * panel;
+    S* const target = cache.row(begin);
+    if (begin >= first) std::fill_n(target, panel * cache.cols, S{});
+    for (Index i = std::max(begin, first); i < std::min(begin + panel, end); ++i)
+      for (Index j = 0; j < keys.cols; ++j) target[j * panel + i - begin] = keys(i - first, j);
+  });
 }
 
 /// Divides the rows of y by each query's sum, and writes log_sum_exp: infinity where a query sees nothing.
@@ -161,7 +195,7 @@ void attend_group(Arena<HostMemory>& arena, const AttentionPart<S>& part, Matrix
   const Arena<HostMemory>::Mark mark(arena);
   const S factor = S{1} / std::sqrt(static_cast<S>(part.q.cols));
   const auto scores = arena.matrix<S>(part.k.rows, chunk);
-  key_products(arena, part.k, part.q, scores);
+  key_products(arena, part.k, part.q, scores, part.cached);
   const LaneRanges<S> ranges(part);
   constexpr Index chains = 4;
   const Chunk<S> nothing(-std::numeric_limits<S>::infinity()), zero(S{});
@@ -182,19 +216,23 @@ void attend_group(Arena<HostMemory>& arena, const AttentionPart<S>& part, Matrix
   finish(part, shift, total, y, log_sum_exp);
 }
 
-/// The same for at most `few_queries`, one after the other.
+/// The same for at most `few_queries` rows, one after the other.
 template <class S>
 void attend_few(Arena<HostMemory>& arena, const AttentionPart<S>& part, MatrixView<S> y, MatrixView<S> log_sum_exp) {
   const Arena<HostMemory>::Mark mark(arena);
   const S factor = S{1} / std::sqrt(static_cast<S>(part.q.cols));
-  constexpr Index whole = std::max(key_step, panel_columns<S>);
+  constexpr Index whole = whole_step<S>, panel = panel_columns<S>;
   const Index keys = ceil_divide(part.k.rows, key_step) * key_step, columns = ceil_divide(keys, whole) * whole;
   const auto scores = arena.matrix<S>(part.count, columns);
-  S* const packed = arena.allocate<S>(columns * part.k.cols);
-  pack_transposed(part.k, 0, columns / panel_columns<S>, packed);
-  for (Index j = 0; j < keys; j += panel_columns<S>)
-    panel_product<S>(part.count, part.q.cols, {part.q.data, part.q.stride, 1}, packed + j * part.q.cols,
-                     panel_columns<S>, scores.middle_cols(j, std::min(panel_columns<S>, keys - j)), false);
+  MatrixView<const S> panels = part.k;
+  if (!part.cached) {
+    const auto packed = arena.matrix<S>(columns, part.k.cols);
+    pack_transposed(part.k, 0, columns / panel, packed.data);
+    panels = packed;
+  }
+  for (Index j = 0; j < keys; j += panel)
+    panel_product<S>(part.count, part.q.cols, {part.q.data, part.q.stride, 1}, panels.row(j), panel,
+                     scores.middle_cols(j, std::min(panel, keys - j)), false);
   Chunk<S> numbers;
   for (Index i = 0; i < key_step; ++i) numbers.set(i, static_cast<S>(i));
   static_assert(few_queries <= chunk);
@@ -233,16 +271,19 @@ void attention(ThreadPool& pool, Scratch& scratch, MatrixView<const S> q,
   Index longest = 0;
   for (const auto& sequence : sequences) longest = std::max(longest, sequence.queries);
   const Index tiles = ceil_divide(longest, query_tile), count = static_cast<Index>(sequences.size());
-  pool.for_each_tile(count * tiles * heads.query_heads, [&](Index task, int thread) {
-    const auto& sequence = sequences[static_cast<std::size_t>(task / (tiles * heads.query_heads))];
-    const Index head = task / tiles % heads.query_heads, begin = task % tiles * query_tile;
+  const Index group = heads.query_heads / heads.kv_heads, together = longest == 1 ? heads_together : 1;
+  const Index parts = ceil_divide(group, together);  // of a group of heads
+  pool.for_each_tile(count * tiles * heads.kv_heads * parts, [&](Index task, int thread) {
+    const auto& sequence = sequences[static_cast<std::size_t>(task / (tiles * heads.kv_heads * parts))];
+    const Index part_of_all = task / tiles % (heads.kv_heads * parts), begin = task % tiles * query_tile;
+    const Index head = part_of_all % parts * together;  // of its group
+    const Heads which{part_of_all / parts * group + head, std::min(together, group - head)};
     auto& arena = scratch[static_cast<std::size_t>(thread)];
     arena.reset();
     for (Index offset = begin; offset < std::min(begin + query_tile, sequence.queries); offset += chunk) {
-      const AttentionPart<S> part(q, sequence, visible, heads, head, offset, chunk);
+      const AttentionPart<S> part(q, sequence, visible, heads, which, offset, chunk);
       const auto attend = part.count <= few_queries ? attend_few<S> : attend_group<S>;
-      attend(arena, part, part.rows_of(y, heads, head),
-             log_sum_exp.middle_rows(part.first, part.count).middle_cols(head, 1));
+      attend(arena, part, part.rows_of(y, heads.width), part.rows_of(log_sum_exp, 1));
     }
   });
 }
@@ -265,8 +306,8 @@ void attention_backward(ThreadPool& pool, Scratch& scratch, MatrixView<const S> 
     for (Index head = kv_head * group_heads; head < (kv_head + 1) * group_heads; ++head) {
       for (Index offset = 0; offset < sequence.queries; offset += chunk) {
         arena.reset();
-        const AttentionPart<S> part(q, sequence, visible, heads, head, offset, chunk);
-        const auto dy_part = part.rows_of(dy, heads, head);
+        const AttentionPart<S> part(q, sequence, visible, heads, {head}, offset, chunk);
+        const auto dy_part = part.rows_of(dy, heads.width);
         const Index keys = part.k.rows;
         const auto p = arena.matrix<S>(keys, chunk), dp = arena.matrix<S>(keys, chunk);  // of scores: [keys, queries]
         key_products(arena, part.k, part.q, p);
@@ -285,7 +326,7 @@ void attention_backward(ThreadPool& pool, Scratch& scratch, MatrixView<const S> 
         const Chunk<S> delta = along.total();
         for (Index key = 0; key < keys; ++key)
           (Chunk<S>(p.row(key)) * (Chunk<S>(dp.row(key)) - delta) * factor).store(dp.row(key));
-        product_whole<S>(keys, {dp.data, 1, chunk}, whole_vectors(arena, part.k), part.rows_of(dq, heads, head), false);
+        product_whole<S>(keys, {dp.data, 1, chunk}, whole_vectors(arena, part.k), part.rows_of(dq, heads.width), false);
         product_whole<S>(part.count, {p.data, chunk, 1}, whole_vectors(arena, dy_part),
                          dv.middle_rows(part.range.begin, keys), true);
         product_whole<S>(part.count, {dp.data, chunk, 1}, whole_vectors(arena, part.q),

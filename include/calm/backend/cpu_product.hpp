@@ -27,6 +27,9 @@ class Products {
   virtual ~Products() = default;
   virtual void multiply(MatrixView<const float> x, const StoredMatrix& w, MatrixView<float> y, bool add) = 0;
   virtual void multiply(MatrixView<const float> x, MatrixView<const float> w, MatrixView<float> y, bool add) = 0;
+  virtual void multiply_each(MatrixView<const float> x, std::span<const FrozenProduct<float>> products) {
+    for (const auto& [weight, y] : products) multiply(x, *weight, y, false);
+  }
   virtual void multiply_input_gradient(MatrixView<const float> dy, const StoredMatrix& w, MatrixView<float> dx,
                                        bool add) = 0;
   virtual void multiply_input_gradient(MatrixView<const float> dy, MatrixView<const float> w, MatrixView<float> dx,

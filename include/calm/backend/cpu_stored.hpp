@@ -144,29 +144,21 @@ InterleavedForm interleaved(ThreadPool& pool, Scratch& scratch, const StoredMatr
 /// Values of a row that are decoded at once: whole blocks of every type, and a panel that stays in the cache.
 inline constexpr Index slice = 256;
 
-/// y = x w^T for one row x, for a `weight` with panels<Panels>(arena, first)   [1, in], [out, in] -> [1, out]
+/// Panels [first, end) of y = x w^T for one row x, for a `weight` with panels<Panels>(arena, first).
 template <class Columns, class Weight>
-void multiply_one_row(ThreadPool& pool, Scratch& scratch, const float* x, Index depth, const Weight& weight,
-                      MatrixView<float> y, bool add) {
+void multiply_panels(Arena<HostMemory>& arena, MatrixView<const float> x, const Weight& weight, MatrixView<float> y,
+                     Index first, Index end, bool add) {
+  const auto at_once = [&]<Index Panels>(std::integral_constant<Index, Panels>) {
+    for (; first + Panels <= end; first += Panels) {
+      arena.reset();
+      const Index column = first * panel_rows;
+      multiply_row<Columns>(x.data, weight.template panels<Panels>(arena, first), x.cols, y.data + column,
+                            std::min(Panels * panel_rows, y.cols - column), add);
+    }
+  };
   constexpr Index most = Weight::template most<Columns>;
-  const Index panels = panels_of<float>(y.cols), tile = std::clamp<Index>(panels / 64, 1, 8) * most;
-  // The last panels are tiles of their own: with a few large ones most threads would wait for the last.
-  const Index alone = std::min(most, panels), tiles = ceil_divide(panels - alone, tile);
-  pool.for_each_tile(tiles + alone, [&](Index i, int thread) {
-    auto& arena = scratch[static_cast<std::size_t>(thread)];
-    Index p = i < tiles ? i * tile : panels - alone + i - tiles;
-    const Index end = i < tiles ? std::min(p + tile, panels - alone) : p + 1;
-    const auto multiply_panels = [&]<Index Panels>(std::integral_constant<Index, Panels>) {
-      for (; p + Panels <= end; p += Panels) {
-        arena.reset();
-        const Index column = p * panel_rows;
-        multiply_row<Columns>(x, weight.template panels<Panels>(arena, p), depth, y.data + column,
-                              std::min(Panels * panel_rows, y.cols - column), add);
-      }
-    };
-    multiply_panels(std::integral_constant<Index, most>{});
-    if constexpr (most > 1) multiply_panels(std::integral_constant<Index, 1>{});
-  });
+  at_once(std::integral_constant<Index, most>{});
+  if constexpr (most > 1) at_once(std::integral_constant<Index, 1>{});
 }
 
 /// y = x w^T for any rows of x                                       [T, in], [out, in] -> [T, out]
@@ -260,23 +252,57 @@ class StoredProducts final : public OwnProducts {
   using OwnProducts::OwnProducts;
 
   void multiply(MatrixView<const float> x, const StoredMatrix& w, MatrixView<float> y, bool add) override {
-    visit_dtype(w.dtype(), [&]<class Stored>(Stored) {
-      const auto product = [&]<class Columns>(Columns, const auto& weight) {
-        if (y.rows == 1) return multiply_one_row<Columns>(pool_, scratch_, x.row(0), x.cols, weight, y, add);
-        multiply_columns<Columns>(pool_, scratch_, x, weight, y, add);
-      };
-      if constexpr (Form == StoredForm::rows) {
-        product(StoredColumns<Stored>{}, StoredPanels{w});
-      } else {
-        const auto& kept = w.packed<KeptForm>([&] { return kept_form<Stored>(pool_, scratch_, w); });
-        if (const auto* form = std::get_if<InterleavedForm>(&kept.form)) product(StoredColumns<Stored>{}, *form);
-        else if constexpr (CompactBf16::available) product(CompactBf16{}, std::get<CompactForm>(kept.form));
-      }
+    const FrozenProduct<float> product{&w, y};
+    if (y.rows == 1) return multiply_one_row(x, {&product, 1}, add);
+    with_form(w, [&]<class Columns>(Columns, const auto& weight) {
+      multiply_columns<Columns>(pool_, scratch_, x, weight, y, add);
     });
+  }
+  void multiply_each(MatrixView<const float> x, std::span<const FrozenProduct<float>> products) override {
+    if (x.rows == 1) multiply_one_row(x, products, false);
+    else Products::multiply_each(x, products);
   }
   void multiply_input_gradient(MatrixView<const float> dy, const StoredMatrix& w, MatrixView<float> dx,
                                bool add) override {
     cpu::multiply_input_gradient(pool_, scratch_, dy, w, dx, add);
+  }
+
+ private:
+  /// Calls fn(Columns, weight) for the form that is multiplied, which it makes where there is none.
+  void with_form(const StoredMatrix& w, const auto& fn) {
+    visit_dtype(w.dtype(), [&]<class Stored>(Stored) {
+      if constexpr (Form == StoredForm::rows) {
+        fn(StoredColumns<Stored>{}, StoredPanels{w});
+      } else {
+        const auto& kept = w.packed<KeptForm>([&] { return kept_form<Stored>(pool_, scratch_, w); });
+        if (const auto* form = std::get_if<InterleavedForm>(&kept.form)) fn(StoredColumns<Stored>{}, *form);
+        else if constexpr (CompactBf16::available) fn(CompactBf16{}, std::get<CompactForm>(kept.form));
+      }
+    });
+  }
+
+  /// The panels of all products in one call of the pool, so that threads wait for each other once.
+  void multiply_one_row(MatrixView<const float> x, std::span<const FrozenProduct<float>> products, bool add) {
+    constexpr Index step = 2, least = 2;  // panels that are multiplied at a time, and steps of a range
+    const auto panels_in = [](const FrozenProduct<float>& product) { return panels_of<float>(product.y.cols); };
+    Index steps = 0;
+    for (const auto& product : products) {
+      with_form(*product.weight, [](auto, const auto&) {});  // made before the threads ask for it
+      steps += ceil_divide(panels_in(product), step);
+    }
+    pool_.for_each_range(steps, least, [&](Index begin, Index end, int thread) {
+      Index before = 0;  // steps of the products before
+      for (const auto& product : products) {
+        const Index panels = panels_in(product), own = ceil_divide(panels, step);
+        const Index first = std::max(begin - before, Index{0}), last = std::min(end - before, own);
+        before += own;
+        if (first >= last) continue;
+        with_form(*product.weight, [&]<class Columns>(Columns, const auto& weight) {
+          multiply_panels<Columns>(scratch_[static_cast<std::size_t>(thread)], x, weight, product.y, step * first,
+                                   std::min(step * last, panels), add);
+        });
+      }
+    });
   }
 };
 

@@ -38,6 +38,11 @@ class ReferenceBackend : public reference::Norms {
   }
 
   template <class S>
+  void multiply_each(MatrixView<const S> x, std::span<const FrozenProduct<S>> products) {
+    for (const auto& [weight, y] : products) multiply(packed<S>(*weight), x, y, Assign{});
+  }
+
+  template <class S>
   void multiply_input_gradient(MatrixView<const S> w, MatrixView<const S> dy, MatrixView<S> dx, WriteMode auto mode) {
     for (Index t = 0; t < dy.rows; ++t)
       for (Index j = 0; j < w.cols; ++j)
@@ -126,6 +131,11 @@ class ReferenceBackend : public reference::Norms {
         y(t, head * heads.width + i) = static_cast<S>(total);
       }
     });
+  }
+
+  template <class S>
+  void append_keys(MatrixView<const S> keys, Index first, MatrixView<S> cache) {
+    scale(keys, 1, cache.middle_rows(first, keys.rows));
   }
 
   /// With p = softmax(a), a = q k^T / sqrt(width): dp = dy v^T, da = p (dp - <p, dp>), dq = da k / sqrt(width),

@@ -1,11 +1,15 @@
 // Threads for work that is cut into fixed tiles.
 //
 // The tiles never depend on the number of threads, and each is computed by one thread in one order, so results have the
-// same bits for any number of threads. Which thread takes a tile does not matter to them.
+// same bits for any number of threads. Which thread takes a tile does not matter to them. Ranges do depend on it: they
+// are for work of which no result depends on where it is cut.
 #pragma once
 
+#include <calm/core/arithmetic.hpp>
 #include <calm/core/error.hpp>
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <exception>
@@ -51,6 +55,24 @@ class ThreadPool {
           (*static_cast<Function*>(const_cast<void*>(function)))(i, thread);
         },
         &tile);
+  }
+
+  /// Calls `range(begin, end, thread)` for ranges that together are [0, count): large ones first, so that a thread
+  /// reads on without a break, and small ones, of at least `least`, at the end, so that threads end together.
+  template <class Range>
+  void for_each_range(Index count, Index least, Range&& range) {
+    constexpr Index most_ranges = 256;
+    least = std::max(least, ceil_divide(count, most_ranges / 2));
+    std::array<Index, most_ranges + 1> begins;
+    Index ranges = 0;
+    for (Index begin = 0; begin < count; ++ranges) {
+      begins[static_cast<std::size_t>(ranges)] = begin;
+      begin += std::min(count - begin, std::max(least, (count - begin) / (2 * size())));
+    }
+    begins[static_cast<std::size_t>(ranges)] = count;
+    for_each_tile(ranges, [&](Index i, int thread) {
+      range(begins[static_cast<std::size_t>(i)], begins[static_cast<std::size_t>(i) + 1], thread);
+    });
   }
 
  private:

@@ -1,8 +1,11 @@
 // KvCache: the keys and values of some blocks for some sequences (slots), appended as tokens come.
 #pragma once
 
+#include <calm/core/arithmetic.hpp>
 #include <calm/nn/attention.hpp>
 
+#include <memory>
+#include <new>
 #include <vector>
 
 namespace calm::inline CALM_ABI {
@@ -17,7 +20,8 @@ class KvCache {
     lengths_.assign(static_cast<std::size_t>(slots), 0);
     // Not set before it is written: rows that no token reaches never take a page of memory.
     const auto room = [&] {
-      return std::make_unique_for_overwrite<Scalar[]>(static_cast<std::size_t>(slots * capacity * width));
+      const auto bytes = static_cast<std::size_t>(slots * rows_of_slot() * width) * sizeof(Scalar);
+      return Memory(static_cast<Scalar*>(::operator new(bytes, alignment)));
     };
     for (Index i = 0; i < layers; ++i) {
       keys_.push_back(room());
@@ -27,7 +31,7 @@ class KvCache {
 
   KvRows<Scalar> rows(Index layer) {
     const auto i = static_cast<std::size_t>(layer);
-    return {keys_[i].get(), values_[i].get(), capacity_, width_};
+    return {keys_[i].get(), values_[i].get(), rows_of_slot(), width_};
   }
 
   Index slots() const { return static_cast<Index>(lengths_.size()); }
@@ -35,7 +39,7 @@ class KvCache {
   Index length(Index slot) const { return lengths_[checked(slot)]; }
   void clear(Index slot) { lengths_[checked(slot)] = 0; }
   std::size_t bytes() const {
-    return 2 * keys_.size() * static_cast<std::size_t>(slots() * capacity_ * width_) * sizeof(Scalar);
+    return 2 * keys_.size() * static_cast<std::size_t>(slots() * rows_of_slot() * width_) * sizeof(Scalar);
   }
 
   /// Throws unless `count` more tokens fit into the slot.
@@ -48,12 +52,20 @@ class KvCache {
   void advance(Index slot, Index count) { lengths_[checked(slot)] += count; }
 
  private:
+  Index rows_of_slot() const { return ceil_divide(capacity_, cache_step) * cache_step; }
+
   std::size_t checked(Index slot) const {
     require<ShapeError>(slot >= 0 && slot < slots(), "slot ", slot, " of a session with ", slots(), " slots");
     return static_cast<std::size_t>(slot);
   }
 
-  std::vector<std::unique_ptr<Scalar[]>> keys_, values_;
+  static constexpr std::align_val_t alignment{64};
+  struct Release {
+    void operator()(Scalar* p) const { ::operator delete(p, alignment); }
+  };
+  using Memory = std::unique_ptr<Scalar, Release>;
+
+  std::vector<Memory> keys_, values_;
   std::vector<Index> lengths_;
   Index capacity_, width_;
 };

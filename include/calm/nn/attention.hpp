@@ -71,7 +71,8 @@ void going_on_backward(auto& ctx, const AttentionPlan<Scalar>& plan, MatrixView<
   ctx.backend.scatter_rows(dsome, plan.rows, dx);
 }
 
-/// Keys and values that one attention keeps for each slot: [slots, capacity, kv width].
+/// Keys and values that one attention keeps for each slot: [slots, capacity, kv width], a capacity of whole cache_step;
+/// the keys of a slot in the order of the backend's append_keys().
 template <class Scalar>
 struct KvRows {
   Scalar* keys = nullptr;
@@ -144,19 +145,20 @@ void attend_cached(auto& ctx, const KvRows<Scalar>& rows, MatrixView<const Scala
                     .keys = rows.key_rows(slots[s]).data,
                     .values = rows.value_rows(slots[s]).data,
                     .stride = rows.width,
-                    .key_count = key_counts[s]};
+                    .key_count = key_counts[s],
+                    .cached = true};
   }
   const auto log_sum_exp = ctx.arena.template matrix<Scalar>(q.rows, heads.query_heads);
   ctx.backend.attention(q, std::span<const AttentionSequence<Scalar>>(sequences), visible, heads, y, log_sum_exp);
 }
 
-/// Copies the packed rows of each sequence behind the `past` rows of its slot.
+/// Writes the packed rows of each sequence behind the `past` rows of its slot.
 template <class Scalar>
 void append_rows(auto& ctx, const KvRows<Scalar>& rows, MatrixView<const Scalar> k, MatrixView<const Scalar> v,
                  std::span<const Index> offsets, std::span<const Index> slots, std::span<const Index> past) {
   for (std::size_t s = 0; s < slots.size(); ++s) {
     const Index first = offsets[s], count = offsets[s + 1] - first;
-    ctx.backend.scale(k.middle_rows(first, count), 1, rows.key_rows(slots[s]).middle_rows(past[s], count));
+    ctx.backend.append_keys(k.middle_rows(first, count), past[s], rows.key_rows(slots[s]));
     ctx.backend.scale(v.middle_rows(first, count), 1, rows.value_rows(slots[s]).middle_rows(past[s], count));
   }
 }
@@ -286,9 +288,12 @@ class SelfAttention {
     cache.q = ctx.arena.template matrix<Scalar>(cache.asking.rows, q_.out());
     cache.k = ctx.arena.template matrix<Scalar>(x.rows, k_.out());
     cache.v = ctx.arena.template matrix<Scalar>(x.rows, v_.out());
-    q_.forward(ctx, cache.asking, cache.q, Assign{});
-    k_.forward(ctx, x, cache.k, Assign{});
-    v_.forward(ctx, x, cache.v, Assign{});
+    if (plan.rows.empty()) {
+      forward_each(ctx, x, std::array{&q_, &k_, &v_}, std::array{cache.q, cache.k, cache.v});
+    } else {
+      q_.forward(ctx, cache.asking, cache.q, Assign{});
+      forward_each(ctx, x, std::array{&k_, &v_}, std::array{cache.k, cache.v});
+    }
     if constexpr (norms_qk) {
       for (std::size_t i = 0; i < 2; ++i) {
         View& normed = i == 0 ? cache.q : cache.k;

@@ -7,6 +7,8 @@
 
 #include <calm/nn/learned_vector.hpp>
 
+#include <array>
+
 namespace calm::inline CALM_ABI {
 
 template <class Weights, class Scalar>
@@ -154,7 +156,7 @@ class BiasedLinear {
 
   [[gnu::cold]] void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, WriteMode auto mode) const {
     map_.forward(ctx, x, y, mode);
-    ctx.backend.add_bias(bias_.values(), y);
+    add_bias(ctx, y);
   }
 
   template <class... Grads>
@@ -166,6 +168,8 @@ class BiasedLinear {
 
   Index out() const { return map_.out(); }
   Index in() const { return map_.in(); }
+  const Linear<Weights, Scalar>& map() const { return map_; }
+  void add_bias(auto& ctx, MatrixView<Scalar> y) const { ctx.backend.add_bias(bias_.values(), y); }
 
   static void visit(auto& self, const std::string& prefix, auto&& fn) {
     decltype(self.map_)::visit(self.map_, prefix, fn);
@@ -180,5 +184,23 @@ class BiasedLinear {
 /// The linear map of an architecture that has a bias there, or has none.
 template <bool Bias, class Weights, class Scalar>
 using LinearMap = std::conditional_t<Bias, BiasedLinear<Weights, Scalar>, Linear<Weights, Scalar>>;
+
+/// Several maps of the same x, which overwrite their y; frozen ones in one call of the backend.
+template <class Map, class Scalar, std::size_t N>
+[[gnu::cold]] void forward_each(auto& ctx, MatrixView<const Scalar> x, const std::array<const Map*, N>& maps,
+                                const std::array<MatrixView<Scalar>, N>& ys) {
+  if constexpr (Map::trainable) {
+    for (std::size_t i = 0; i < N; ++i) maps[i]->forward(ctx, x, ys[i], Assign{});
+  } else if constexpr (requires { maps[0]->map(); }) {
+    std::array<const std::decay_t<decltype(maps[0]->map())>*, N> linear;
+    for (std::size_t i = 0; i < N; ++i) linear[i] = &maps[i]->map();
+    forward_each(ctx, x, linear, ys);
+    for (std::size_t i = 0; i < N; ++i) maps[i]->add_bias(ctx, ys[i]);
+  } else {
+    std::array<FrozenProduct<Scalar>, N> products;
+    for (std::size_t i = 0; i < N; ++i) products[i] = {&maps[i]->weight(), ys[i]};
+    ctx.backend.multiply_each(x, std::span<const FrozenProduct<Scalar>>(products));
+  }
+}
 
 }  // namespace calm::inline CALM_ABI

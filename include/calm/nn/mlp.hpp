@@ -27,8 +27,7 @@ class GatedMlp {
     cache.gate = ctx.arena.template matrix<Scalar>(x.rows, gate_.out());
     cache.up = ctx.arena.template matrix<Scalar>(x.rows, gate_.out());
     cache.hidden = ctx.arena.template matrix<Scalar>(x.rows, gate_.out());
-    gate_.forward(ctx, x, cache.gate, Assign{});  // [T, D] -> [T, hidden]
-    up_.forward(ctx, x, cache.up, Assign{});      // [T, D] -> [T, hidden]
+    forward_each(ctx, x, std::array{&gate_, &up_}, std::array{cache.gate, cache.up});  // [T, D] -> [T, hidden] each
     ctx.backend.template gated_activation<Activation>(MatrixView<const Scalar>(cache.gate),
                                                       MatrixView<const Scalar>(cache.up), cache.hidden);
     down_.forward(ctx, MatrixView<const Scalar>(cache.hidden), y, mode);  // [T, hidden] -> [T, D]
