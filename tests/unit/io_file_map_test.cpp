@@ -6,9 +6,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <numeric>
+#include <sstream>
 #include <string>
+#include <vector>
 
 namespace io_file_map_test {
 
@@ -28,6 +33,18 @@ std::string message_of_open(const std::filesystem::path& path) {
     return error.what();
   }
   return "no error";
+}
+
+/// Bytes of a map that are in memory, as Linux counts them.
+calm::Index resident(const calm::FileMap& map) {
+  std::ostringstream address;
+  address << std::hex << reinterpret_cast<std::uintptr_t>(map.data()) << '-';
+  std::ifstream maps("/proc/self/smaps");
+  std::string line;
+  while (std::getline(maps, line) && !line.starts_with(address.str())) continue;
+  while (std::getline(maps, line))
+    if (line.starts_with("Rss:")) return 1024 * std::stoll(line.substr(4));
+  return -1;
 }
 
 bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
@@ -69,6 +86,31 @@ TEST_CASE("bytes in memory stand for a file") {
   CHECK(map->text() == "abc");
   CHECK(map->path() == "somewhere");
   CHECK(calm::FileMap::of_bytes("nothing", "")->size() == 0);
+}
+
+TEST_CASE(
+    "a weight of a mapped file is in memory once: packed, its pages go back to the system, and can be read again") {
+  const Folder folder;
+  const calm::Index rows = 1024, cols = 1000;
+  std::vector<float> values(static_cast<std::size_t>(rows * cols));
+  std::iota(values.begin(), values.end(), 0.0F);
+  const auto path =
+      folder.write("f", "head" + std::string(reinterpret_cast<const char*>(values.data()), 4 * values.size()));
+  const auto map = calm::FileMap::open(path);
+  const calm::StoredMatrix weight(map, map->data() + 4, calm::DType::f32, rows, cols, map->release());
+  const calm::StoredMatrix rest = weight.middle_rows(rows / 2, rows / 2);
+  CHECK(weight.dense<float>()(rows - 1, cols - 1) == values.back());
+  CHECK(resident(*map) >= map->size() - 4);
+  struct Packed {
+    calm::Matrix<float> values;
+    std::size_t bytes() const { return values.bytes(); }
+  };
+  const auto& packed = rest.packed<Packed>([&] { return Packed{rest.dense<float>()}; });
+  CHECK(packed.values(rows / 2 - 1, cols - 1) == values.back());
+  CHECK(resident(*map) < map->size() / 2 + 10'000);
+  const auto again = weight.dense<float>();
+  CHECK(std::equal(values.begin(), values.end(), again.data()));
+  CHECK((calm::FileMap::of_bytes("copy", "bytes")->release() == nullptr));
 }
 
 TEST_CASE("a file that cannot be opened is an error with its path and the reason") {

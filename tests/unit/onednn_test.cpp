@@ -4,6 +4,7 @@
 #include <calm/backend/cpu_onednn.hpp>
 #include <calm/calm.hpp>
 #include <support/models.hpp>
+#include <support/stored.hpp>
 #include <support/values.hpp>
 
 #include <tuple>
@@ -106,8 +107,9 @@ TEST_CASE("oneDNN's products of nothing: no columns to add up leave zeros, or wh
 TEST_CASE("a weight of any storage type has oneDNN's products of its values, and two packed forms that are counted") {
   CpuBackend backend(2, calm::onednn_products);
   const auto x = random_matrix<float>(9, 512, 1), dy = random_matrix<float>(9, 160, 2);
-  for (const auto dtype : {calm::DType::f16, calm::DType::bf16, calm::DType::q8_0}) {
-    const auto stored = StoredMatrix::from(random_matrix<float>(160, 512, 3), dtype);
+  for (const auto dtype : calm::all_dtypes) {
+    CAPTURE(calm::name_of(dtype));
+    const auto stored = random_stored(dtype, 160, 512, 3);
     const auto dense = StoredMatrix::from(stored.dense<float>());
     Matrix<float> y(9, 160), expected_y(9, 160), dx(9, 512), expected_dx(9, 512);
     CHECK(stored.packed_bytes() == 0);

@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 #include <calm/backend/cpu.hpp>
 #include <calm/backend/cpu_stored.hpp>
+#include <support/stored.hpp>
 #include <support/values.hpp>
 
 namespace stored_product_test {
@@ -13,23 +14,6 @@ using calm::DType;
 using calm::StoredMatrix;
 
 namespace {
-
-/// Random bytes with small finite scales, at an odd address: every bit of every field is met, and also types that calm
-/// cannot encode.
-StoredMatrix random_stored(DType dtype, Index rows, Index cols, std::uint64_t seed) {
-  const calm::StoredBlock block = calm::block_of(dtype);
-  const Index bytes = rows * calm::bytes_of(dtype, cols);
-  auto data = std::make_shared<std::vector<std::byte>>(static_cast<std::size_t>(bytes + 1));
-  std::byte* first = data->data() + 1;
-  calm::Random random(seed);
-  for (Index i = 0; i < bytes; ++i) first[i] = static_cast<std::byte>(random.below(256));
-  for (Index i = 0; i < bytes; i += block.bytes) {  // keeps the highest bits of exponents clear
-    if (block.values == 1) first[i + block.bytes - 1] &= std::byte{0xBB};
-    else
-      for (const Index scale : {Index{1}, Index{3}, block.bytes - 1}) first[i + scale] &= std::byte{0xBB};
-  }
-  return {data, first, dtype, rows, cols};
-}
 
 const std::vector<Index> out_sizes = {1, 15, 33, 131};
 

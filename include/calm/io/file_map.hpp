@@ -6,7 +6,7 @@
 #pragma once
 
 #include <calm/core/error.hpp>
-#include <calm/tensor/tensor.hpp>
+#include <calm/tensor/stored_matrix.hpp>
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
 #include <filesystem>
 #include <limits>
@@ -57,6 +58,8 @@ class FileMap {
   const std::byte* data() const { return data_; }
   Index size() const { return size_; }
   std::span<const std::byte> bytes() const { return {data_, static_cast<std::size_t>(size_)}; }
+  /// What gives the whole pages in some of the bytes back to the system, which has them in the file; null for a copy.
+  ReleaseBytes release() const { return mapped_ ? &release_pages : nullptr; }
   std::string_view text() const { return {reinterpret_cast<const char*>(data_), static_cast<std::size_t>(size_)}; }
 
  private:
@@ -70,6 +73,15 @@ class FileMap {
   };
 
   static std::string reason() { return std::generic_category().message(errno); }
+
+  static void release_pages(const std::byte* data, Index bytes) {
+    static const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+    const auto address = reinterpret_cast<std::uintptr_t>(data);
+    const std::uintptr_t begin = (address + page - 1) / page * page,
+                         end = (address + static_cast<std::uintptr_t>(bytes)) / page * page;
+    // What a private mapping that nobody writes to is read from again. A system that refuses keeps the pages.
+    if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  }
 
   void load() {
     // Without O_NONBLOCK, opening a named pipe would wait for somebody who writes to it.

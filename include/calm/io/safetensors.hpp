@@ -222,7 +222,7 @@ class SafetensorsFile {
     const std::optional<DType> dtype = dtype_of_safetensors_name(tensor.dtype);
     require<FormatError>(dtype.has_value(), path(), ": tensor ", in_quotes(tensor.name), ": values of dtype ",
                          tensor.dtype, " cannot be read; calm reads F64, F32, BF16 and F16");
-    return {file_, file_->data() + tensor.offset, *dtype, rows, cols};
+    return {file_, file_->data() + tensor.offset, *dtype, rows, cols, file_->release()};
   }
 
   std::shared_ptr<const FileMap> file_;

@@ -9,12 +9,22 @@
 
 namespace calm::inline CALM_ABI {
 
+/// Takes back what is allocated from here on, unless it is to be kept.
+template <bool Kept, class Arena>
+struct UnlessKept : Arena::Mark {
+  using Arena::Mark::Mark;
+};
+template <class Arena>
+struct UnlessKept<true, Arena> {
+  explicit UnlessKept(Arena& /*arena*/) {}
+};
+
 template <class Activation, class Weights, class Scalar>
 class GatedMlp {
  public:
   static constexpr bool trainable = Weights::trainable;
   struct Cache {
-    MatrixView<Scalar> gate, up, hidden;  // [T, hidden]
+    MatrixView<Scalar> gate, up, hidden;  // [T, hidden]; hidden is kept for the gradients of weights alone
   };
 
   GatedMlp(const std::string& name, Index width, Index hidden, WeightSource auto&& source)
@@ -26,6 +36,7 @@ class GatedMlp {
                              Mode mode = {}) const {
     cache.gate = ctx.arena.template matrix<Scalar>(x.rows, gate_.out());
     cache.up = ctx.arena.template matrix<Scalar>(x.rows, gate_.out());
+    const UnlessKept<trainable, std::decay_t<decltype(ctx.arena)>> mark(ctx.arena);
     cache.hidden = ctx.arena.template matrix<Scalar>(x.rows, gate_.out());
     forward_each(ctx, x, std::array{&gate_, &up_}, std::array{cache.gate, cache.up});  // [T, D] -> [T, hidden] each
     ctx.backend.template gated_activation<Activation>(MatrixView<const Scalar>(cache.gate),
@@ -66,7 +77,7 @@ class Mlp {
  public:
   static constexpr bool trainable = Weights::trainable;
   struct Cache {
-    MatrixView<Scalar> up, hidden;  // [T, hidden]
+    MatrixView<Scalar> up, hidden;  // [T, hidden]; hidden is kept for the gradients of weights alone
   };
 
   Mlp(const std::string& name, Index width, Index hidden, WeightSource auto&& source)
@@ -76,6 +87,7 @@ class Mlp {
   [[gnu::cold]] void forward(auto& ctx, MatrixView<const Scalar> x, MatrixView<Scalar> y, Cache& cache,
                              Mode mode = {}) const {
     cache.up = ctx.arena.template matrix<Scalar>(x.rows, up_.out());
+    const UnlessKept<trainable, std::decay_t<decltype(ctx.arena)>> mark(ctx.arena);
     cache.hidden = ctx.arena.template matrix<Scalar>(x.rows, up_.out());
     up_.forward(ctx, x, cache.up, Assign{});  // [T, D] -> [T, hidden]
     ctx.backend.template activation<Activation>(MatrixView<const Scalar>(cache.up), cache.hidden);

@@ -1,7 +1,8 @@
 // StoredMatrix: a frozen weight as it lies in memory or in a mapped file, with its storage type as a run-time tag.
 //
 // The values never change. A backend that cannot multiply the stored form keeps a packed form of its own for a product,
-// made when it is first needed and counted by packed_bytes(); copies of a StoredMatrix share it.
+// made when it is first needed and counted by packed_bytes(); copies of a StoredMatrix share it. What was read of a
+// mapped file for it is then given back, so that memory holds a weight once.
 #pragma once
 
 #include <calm/tensor/dtype.hpp>
@@ -15,14 +16,18 @@
 
 namespace calm::inline CALM_ABI {
 
+/// Gives the memory of bytes that can be had again, those of a file, back to the system until they are read.
+using ReleaseBytes = void (*)(const std::byte* data, Index bytes);
+
 class StoredMatrix {
  public:
   StoredMatrix() = default;
 
   /// A view of rows * cols values at `data`; `owner` keeps them alive (a mapped file, a Matrix). Throws ShapeError
   /// where a row is not whole blocks of the type.
-  StoredMatrix(std::shared_ptr<const void> owner, const std::byte* data, DType dtype, Index rows, Index cols)
-      : owner_(std::move(owner)), data_(data), dtype_(dtype), rows_(rows), cols_(cols),
+  StoredMatrix(std::shared_ptr<const void> owner, const std::byte* data, DType dtype, Index rows, Index cols,
+               ReleaseBytes release = nullptr)
+      : owner_(std::move(owner)), data_(data), release_(release), dtype_(dtype), rows_(rows), cols_(cols),
         row_bytes_(bytes_of_row(dtype, rows, cols)), packed_(std::make_shared<PackedForms>()) {}
 
   /// Takes a matrix over, as it is or rounded to `dtype`.
@@ -44,7 +49,7 @@ class StoredMatrix {
 
   /// Rows [first, first + count) in place.
   StoredMatrix middle_rows(Index first, Index count) const {
-    return {owner_, data_ + first * row_bytes_, dtype_, count, cols_};
+    return {owner_, data_ + first * row_bytes_, dtype_, count, cols_, release_};
   }
   Index row_bytes() const { return row_bytes_; }
   Index stored_bytes() const { return rows_ * row_bytes_; }
@@ -78,7 +83,10 @@ class StoredMatrix {
     if (!form) {
       const std::lock_guard lock(packed_->mutex);
       form = packed_->find(tag);
-      if (!form) form = packed_->add(new FormOf<Packed>(tag, make()));
+      if (!form) {
+        form = packed_->add(new FormOf<Packed>(tag, make()));
+        if (release_) release_(data_, stored_bytes());
+      }
     }
     return static_cast<const FormOf<Packed>*>(form)->packed;
   }
@@ -142,6 +150,7 @@ class StoredMatrix {
 
   std::shared_ptr<const void> owner_;
   const std::byte* data_ = nullptr;
+  ReleaseBytes release_ = nullptr;
   DType dtype_ = DType::f32;
   Index rows_ = 0, cols_ = 0, row_bytes_ = 0;
   std::shared_ptr<PackedForms> packed_;
