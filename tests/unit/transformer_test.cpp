@@ -4,6 +4,8 @@
 #include <calm/train/gradient_check.hpp>
 #include <support/models.hpp>
 
+#include <limits>
+
 namespace transformer_test {
 using namespace calm_test;
 using calm::ModelSpec;
@@ -295,6 +297,14 @@ TEST_CASE("more tokens than the context are refused, in a pass, a session and it
                  "slot 1 holds 3 tokens and 3 more were given"));
   CHECK(session.length(0) == 0);
   CHECK(session.length(1) == 3);
+}
+
+TEST_CASE("a cache of more bytes than can be counted is refused") {
+  constexpr Index most = std::numeric_limits<Index>::max();
+  CHECK_THROWS_AS(calm::KvCache<float>(1, 1, most, 1), calm::FormatError);
+  CHECK_THROWS_AS(calm::KvCache<float>(1, 1, Index{1} << 52, 1 << 10), calm::FormatError);
+  CHECK_THROWS_AS(calm::KvCache<float>(1, most, 100, 1), calm::FormatError);
+  CHECK(calm::KvCache<float>(3, 2, 65, 4).bytes() == 3 * 2 * 2 * 128 * 4 * sizeof(float));
 }
 
 TEST_CASE("offsets and slots that do not fit the tokens are refused") {

@@ -114,7 +114,8 @@ concept Backend = requires(B backend, const StoredMatrix& stored, MatrixView<con
   // log_sum_exp [T, query_heads] is kept for the gradient
   backend.attention(in, sequences, visible, heads, out, out);
   // writes the keys of positions first, first + 1, ... into those of a cache, in the order in which this backend's
-  // attention reads them; a cache has memory for whole steps of cache_step positions
+  // attention reads them; first is at most what the cache holds, and what lay behind it is lost; a cache has memory for
+  // whole steps of cache_step positions
   backend.append_keys(in, Index{0}, out);
   // arguments: q, sequences (with gradients, not cached), visible, heads, y, log_sum_exp, dy, dq
   backend.attention_backward(in, sequences, visible, heads, in, in, in, out);

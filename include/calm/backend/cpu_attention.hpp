@@ -3,9 +3,9 @@
 // The lanes of a vector are queries: a group of `chunk` neighbouring queries of one head meets the keys that some of
 // them see, key after key, so that largest scores and sums need nothing across lanes. Scores exist for one group at a
 // time; the gradient computes them again from log_sum_exp, as FlashAttention does (Dao et al., 2022). A few queries
-// alone, as in decoding, take keys as lanes instead, for which the keys of a cache lie as panels: value j of key i at
-// row j of panel i / panel_columns. Either way each element is the same sum in the same order: that of the sequence's
-// keys, or of 16 partial sums over every sixteenth key.
+// alone, and one query for some heads that share keys, as in decoding, take keys as lanes instead, for which the keys
+// of a cache lie as panels: value j of key i at row j of panel i / panel_columns. Either way each element is the same
+// sum in the same order: that of the sequence's keys, or of 16 partial sums over every sixteenth key.
 #pragma once
 
 #include <calm/backend/cpu_product.hpp>
@@ -18,7 +18,7 @@ namespace calm::inline CALM_ABI::cpu {
 
 inline constexpr Index query_tile = 64;     // queries of a task
 inline constexpr Index few_queries = 4;     // so many would leave most lanes of a group empty
-inline constexpr Index heads_together = 2;  // of one query alone, over the same keys: the sums of one would wait
+inline constexpr Index heads_together = 2;  // of one query: one head has too few sums that go on independently
 inline constexpr Index key_step = chunk;
 template <class S>
 inline constexpr Index whole_step = std::max(key_step, panel_columns<S>);
@@ -47,7 +47,7 @@ void product_whole(Index depth, Strided<S> a, MatrixView<const S> b, MatrixView<
                      add);
 }
 
-/// Heads [first, first + count) over the same keys.
+/// Heads [first, first + count) over the same keys; more than one where there is one query alone.
 struct Heads {
   Index first, count = 1;
 };

@@ -116,38 +116,29 @@ struct PackedWeight {
     const memory::desc layout = layout_of(0), last_layout = layout_of(last);
     const std::size_t step = (layout.get_size() + 63) / 64 * 64;
     values = allocate_in_huge_pages(static_cast<std::size_t>(last) * step + last_layout.get_size());
+    // Rows are read piece by piece; columns are cut from a copy of the whole.
+    const bool copies = side == Side::input_gradient && !w.in_place<float>();
+    const Matrix<float> copy = copies ? w.dense<float>() : Matrix<float>();
+    const float* const all = copies ? copy.data() : w.in_place<float>();
+    const memory::dims strides = side == Side::forward ? memory::dims{1, w.cols()} : memory::dims{w.cols(), 1};
     pool.for_each_tile(static_cast<Index>(pieces.size()), [&](Index p, int thread) {
       const OneThread alone;
       auto& arena = scratch[static_cast<std::size_t>(thread)];
       arena.reset();
-      const MatrixView<const float> part = part_of(arena, w, p * piece_columns, columns_of(p));
-      const memory::dims strides = side == Side::forward ? memory::dims{1, part.stride} : memory::dims{part.stride, 1};
-      memory plain({{depth, columns_of(p)}, memory::data_type::f32, strides}, engine(), const_cast<float*>(part.data));
+      const Index first = p * piece_columns, count = columns_of(p);
+      const float* part = all ? all + first * strides[1] : nullptr;
+      if (!part) {
+        const auto rows = arena.matrix<float>(count, w.cols());
+        w.read_rows(first, count, rows.data);
+        part = rows.data;
+      }
+      memory plain({{depth, count}, memory::data_type::f32, strides}, engine(), const_cast<float*>(part));
       memory packed(p == last ? last_layout : layout, engine(), values.get() + static_cast<std::size_t>(p) * step);
       dnnl::stream stream(engine());
       dnnl::reorder(plain, packed).execute(stream, plain, packed);
       stream.wait();
       pieces[static_cast<std::size_t>(p)] = packed;
     });
-  }
-
-  /// Rows (forward) or columns [first, first + count) of w in f32: as they lie, or in the arena.
-  static MatrixView<const float> part_of(Arena<HostMemory>& arena, const StoredMatrix& w, Index first, Index count) {
-    constexpr bool rows = side == Side::forward;
-    if (const float* values = w.in_place<float>())
-      return {values + first * (rows ? w.cols() : 1), rows ? count : w.rows(), rows ? w.cols() : count, w.cols()};
-    if constexpr (rows) {
-      const auto part = arena.matrix<float>(count, w.cols());
-      w.read_rows(first, count, part.data);
-      return part;
-    } else {  // in whole blocks
-      const Index block = block_of(w.dtype()).values, begin = first / block * block;
-      const Index end = std::min(ceil_divide(first + count, block) * block, w.cols());
-      const auto part = arena.matrix<float>(w.rows(), end - begin);
-      for (Index i = 0; i < w.rows(); ++i)
-        decode(w.dtype(), w.data() + i * w.row_bytes() + bytes_of(w.dtype(), begin), end - begin, part.row(i));
-      return MatrixView<const float>(part).middle_cols(first - begin, count);
-    }
   }
 
   Index columns_of(Index piece) const { return std::min(piece_columns, columns - piece * piece_columns); }

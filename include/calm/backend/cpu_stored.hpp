@@ -283,7 +283,7 @@ class StoredProducts final : public OwnProducts {
 
   /// The panels of all products in one call of the pool, so that threads wait for each other once.
   void multiply_one_row(MatrixView<const float> x, std::span<const FrozenProduct<float>> products, bool add) {
-    constexpr Index step = 2, least = 2;  // panels that are multiplied at a time, and steps of a range
+    constexpr Index step = 2, least = 2;  // the most panels that are multiplied at a time; steps of a range
     const auto panels_in = [](const FrozenProduct<float>& product) { return panels_of<float>(product.y.cols); };
     Index steps = 0;
     for (const auto& product : products) {

@@ -12,6 +12,7 @@
 #include <array>
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <exception>
 #include <mutex>
 #include <thread>
@@ -58,16 +59,17 @@ class ThreadPool {
   }
 
   /// Calls `range(begin, end, thread)` for ranges that together are [0, count): large ones first, so that a thread
-  /// reads on without a break, and small ones, of at least `least`, at the end, so that threads end together.
+  /// reads on without a break, and small ones at the end, so that threads end together. Only the last may have fewer
+  /// than `least`, or than a 128th of all.
   template <class Range>
   void for_each_range(Index count, Index least, Range&& range) {
-    constexpr Index most_ranges = 256;
-    least = std::max(least, ceil_divide(count, most_ranges / 2));
+    constexpr Index most_ranges = 128;
+    least = std::max(least, ceil_divide(count, most_ranges));
     std::array<Index, most_ranges + 1> begins;
     Index ranges = 0;
     for (Index begin = 0; begin < count; ++ranges) {
       begins[static_cast<std::size_t>(ranges)] = begin;
-      begin += std::min(count - begin, std::max(least, (count - begin) / (2 * size())));
+      begin += std::min(count - begin, std::max(least, (count - begin) / (2 * Index{size()})));
     }
     begins[static_cast<std::size_t>(ranges)] = count;
     for_each_tile(ranges, [&](Index i, int thread) {

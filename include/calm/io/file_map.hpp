@@ -80,7 +80,7 @@ class FileMap {
     const std::uintptr_t begin = (address + page - 1) / page * page,
                          end = (address + static_cast<std::uintptr_t>(bytes)) / page * page;
     // What a private mapping that nobody writes to is read from again. A system that refuses keeps the pages.
-    if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+    if (begin < end) ::madvise(const_cast<std::byte*>(data) + (begin - address), end - begin, MADV_DONTNEED);
   }
 
   void load() {

@@ -252,9 +252,8 @@ class GgufFile {
       fail<FormatError>({path(), ": tensor ", in_quotes(tensor.name), ": values of type ", tensor.type->name,
                          " cannot be read; calm reads ", known});
     }
-    return {
-        file_,           file_->data() + tensor.offset, *tensor.type->dtype, tensor.dimensions[1], tensor.dimensions[0],
-        file_->release()};
+    const Index cols = tensor.dimensions[0], rows = tensor.dimensions[1];
+    return {file_, file_->data() + tensor.offset, *tensor.type->dtype, rows, cols, file_->release()};
   }
 
   std::shared_ptr<const FileMap> file_;

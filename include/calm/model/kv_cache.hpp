@@ -6,6 +6,7 @@
 
 #include <memory>
 #include <new>
+#include <string>
 #include <vector>
 
 namespace calm::inline CALM_ABI {
@@ -14,15 +15,17 @@ template <class Scalar>
 class KvCache {
  public:
   /// Room for `slots` sequences of at most `capacity` tokens in `layers` attentions of `width` values a token.
+  /// Throws FormatError where its size is no number of bytes.
   KvCache(Index layers, Index slots, Index capacity, Index width) : capacity_(capacity), width_(width) {
     require<ShapeError>(slots > 0 && capacity > 0, "KvCache: needs at least one slot and one token, found ", slots,
                         " and ", capacity);
+    const std::string what = message("a cache of ", slots, " x ", capacity, " tokens");
+    rows_of_slot_ = checked_add(capacity, cache_step - 1, what) / cache_step * cache_step;
+    const Index values = checked_multiply(checked_multiply(slots, rows_of_slot_, what), width, what);
+    bytes_of_layer_ = static_cast<std::size_t>(checked_multiply(values, 2 * Index{sizeof(Scalar)}, what));
     lengths_.assign(static_cast<std::size_t>(slots), 0);
     // Not set before it is written: rows that no token reaches never take a page of memory.
-    const auto room = [&] {
-      const auto bytes = static_cast<std::size_t>(slots * rows_of_slot() * width) * sizeof(Scalar);
-      return Memory(static_cast<Scalar*>(::operator new(bytes, alignment)));
-    };
+    const auto room = [&] { return Memory(static_cast<Scalar*>(::operator new(bytes_of_layer_ / 2, alignment))); };
     for (Index i = 0; i < layers; ++i) {
       keys_.push_back(room());
       values_.push_back(room());
@@ -31,16 +34,14 @@ class KvCache {
 
   KvRows<Scalar> rows(Index layer) {
     const auto i = static_cast<std::size_t>(layer);
-    return {keys_[i].get(), values_[i].get(), rows_of_slot(), width_};
+    return {keys_[i].get(), values_[i].get(), rows_of_slot_, width_};
   }
 
   Index slots() const { return static_cast<Index>(lengths_.size()); }
   Index capacity() const { return capacity_; }
   Index length(Index slot) const { return lengths_[checked(slot)]; }
   void clear(Index slot) { lengths_[checked(slot)] = 0; }
-  std::size_t bytes() const {
-    return 2 * keys_.size() * static_cast<std::size_t>(slots() * rows_of_slot() * width_) * sizeof(Scalar);
-  }
+  std::size_t bytes() const { return keys_.size() * bytes_of_layer_; }
 
   /// Throws unless `count` more tokens fit into the slot.
   void check_room(Index slot, Index count) const {
@@ -52,8 +53,6 @@ class KvCache {
   void advance(Index slot, Index count) { lengths_[checked(slot)] += count; }
 
  private:
-  Index rows_of_slot() const { return ceil_divide(capacity_, cache_step) * cache_step; }
-
   std::size_t checked(Index slot) const {
     require<ShapeError>(slot >= 0 && slot < slots(), "slot ", slot, " of a session with ", slots(), " slots");
     return static_cast<std::size_t>(slot);
@@ -67,7 +66,8 @@ class KvCache {
 
   std::vector<Memory> keys_, values_;
   std::vector<Index> lengths_;
-  Index capacity_, width_;
+  Index capacity_, width_, rows_of_slot_;
+  std::size_t bytes_of_layer_;
 };
 
 }  // namespace calm::inline CALM_ABI

@@ -152,7 +152,7 @@ class TransformerBlock {
   /// cache beside the weights; else all.
   Index rows_at_a_time(Index rows) const {
     constexpr Index some = 64, near = 384 * 1024 / static_cast<Index>(sizeof(Scalar));
-    return some * mlp_.cached_values() <= near ? some : rows;
+    return some * mlp_.values_of_row() <= near ? some : rows;
   }
 
   /// total += after(module(before(input)))

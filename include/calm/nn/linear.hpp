@@ -8,6 +8,9 @@
 #include <calm/nn/learned_vector.hpp>
 
 #include <array>
+#include <cstddef>
+#include <span>
+#include <type_traits>
 
 namespace calm::inline CALM_ABI {
 

@@ -7,6 +7,9 @@
 #include <calm/nn/activation.hpp>
 #include <calm/nn/linear.hpp>
 
+#include <array>
+#include <type_traits>
+
 namespace calm::inline CALM_ABI {
 
 /// Takes back what is allocated from here on, unless it is to be kept.
@@ -44,8 +47,8 @@ class GatedMlp {
     down_.forward(ctx, MatrixView<const Scalar>(cache.hidden), y, mode);  // [T, hidden] -> [T, D]
   }
 
-  /// Values of each row in the cache.
-  Index cached_values() const { return 3 * up_.out(); }
+  /// Values that forward makes of each row.
+  Index values_of_row() const { return 3 * up_.out(); }
 
   template <class... Grads>
   [[gnu::cold]] void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
@@ -94,8 +97,8 @@ class Mlp {
     down_.forward(ctx, MatrixView<const Scalar>(cache.hidden), y, mode);  // [T, hidden] -> [T, D]
   }
 
-  /// Values of each row in the cache.
-  Index cached_values() const { return 2 * up_.out(); }
+  /// Values that forward makes of each row.
+  Index values_of_row() const { return 2 * up_.out(); }
 
   template <class... Grads>
   [[gnu::cold]] void backward(auto& ctx, MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,

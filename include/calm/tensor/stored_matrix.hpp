@@ -2,7 +2,7 @@
 //
 // The values never change. A backend that cannot multiply the stored form keeps a packed form of its own for a product,
 // made when it is first needed and counted by packed_bytes(); copies of a StoredMatrix share it. What was read of a
-// mapped file for it is then given back, so that memory holds a weight once.
+// mapped file for it is then given back to the system; who reads the stored rows later has them loaded again.
 #pragma once
 
 #include <calm/tensor/dtype.hpp>
