@@ -35,8 +35,8 @@ struct Multiplication<Pair> {
         reinterpret_cast<__m512bh>(b)));
 #else
     constexpr Pair upper = 0xFFFF0000;
-    const auto add_half = [](Vector<float> sum, Pair value, Vector<Pair> values) {
-      return multiply_add<float>(every_lane(std::bit_cast<float>(value)), reinterpret_cast<Vector<float>>(values), sum);
+    const auto add_half = [](Vector<float> to, Pair value, Vector<Pair> values) {
+      return multiply_add<float>(every_lane(std::bit_cast<float>(value)), reinterpret_cast<Vector<float>>(values), to);
     };
     return add_half(add_half(sum, a & upper, b & upper), a << 16, b << 16);
 #endif
