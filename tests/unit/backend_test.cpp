@@ -406,7 +406,7 @@ TEST_CASE_TEMPLATE("keys that come to a cache bit by bit are met as keys that li
       std::vector<Matrix<S>> caches;
       for (auto& sequence : sequences) {
         const Index width = problem.k.in().cols,
-                    capacity = calm::ceil_divide(sequence.key_count, calm::cache_step) * calm::cache_step;
+                    capacity = (sequence.key_count / calm::cache_step + 1) * calm::cache_step;
         Matrix<S>& keys = caches.emplace_back(capacity, width);  // what no key is written to spoils what reads it
         std::fill(keys.values().begin(), keys.values().end(), std::numeric_limits<S>::quiet_NaN());
         const MatrixView<const S> rows(sequence.keys, sequence.key_count, width, sequence.stride);
