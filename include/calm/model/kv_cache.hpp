@@ -4,6 +4,7 @@
 #include <calm/core/arithmetic.hpp>
 #include <calm/nn/attention.hpp>
 
+#include <cstddef>
 #include <memory>
 #include <new>
 #include <string>
@@ -58,9 +59,9 @@ class KvCache {
     return static_cast<std::size_t>(slot);
   }
 
-  static constexpr std::align_val_t alignment{64};
+  static constexpr std::align_val_t alignment{HostMemory::alignment};
   struct Release {
-    void operator()(Scalar* p) const { ::operator delete(p, alignment); }
+    void operator()(Scalar* p) const { HostMemory::release(reinterpret_cast<std::byte*>(p)); }
   };
   using Memory = std::unique_ptr<Scalar, Release>;
 
