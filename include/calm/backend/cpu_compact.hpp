@@ -11,7 +11,7 @@
 // Inference via Dynamic-Length Float" (2025), which uses Huffman codes.
 #pragma once
 
-#include <calm/backend/cpu_stored_columns.hpp>
+#include <calm/backend/cpu_fields.hpp>
 
 #include <algorithm>
 #include <array>
@@ -104,9 +104,8 @@ template <class Columns, Index Panels>
   (std::make_index_sequence<static_cast<std::size_t>(Panels)>{});
   Index exception = rows.next_exception(rows.column);
   for (Index k = 0; k < depth; k += Columns::depth, from.move_on(Columns::bytes)) {
-    from.template ask<Columns::bytes, 1>(0);
     const auto word = [&](int p, int t) {
-      return *reinterpret_cast<const Words*>(from.first + p / 2 * from.panel_bytes + (p % 2 * 3 + t) * vector_bytes);
+      return *reinterpret_cast<const Words*>(from.first + p / 2 * from.panel_bytes + (2 * t + p % 2) * vector_bytes);
     };
     const auto column = [&](int j) {
       return each_part<parts>([&](int p) {
@@ -119,16 +118,22 @@ template <class Columns, Index Panels>
     };
     if (k + Columns::depth <= depth && exception >= rows.column + k + Columns::depth) [[likely]] {
 #pragma GCC unroll 8
-      for (int j = 0; j < 8; ++j) use(k + j, column(j));
+      for (int j = 0; j < 8; ++j) {
+        if (j < 3) from.template ask<4>(4 * j);
+        use(k + j, column(j));
+      }
     } else {
+      from.template ask<Columns::bytes>(0);
       PanelVectors<float, parts> all[8];
 #pragma GCC unroll 8
       for (int j = 0; j < 8; ++j) all[j] = column(j);
       for (Index j = 0; j < std::min(Columns::depth, depth - k); ++j) {
-        rows.correct(rows.column + k + j, all[j]);
+        if (const Index at = rows.column + k + j; at == exception) {
+          rows.correct(at, all[j]);
+          exception = rows.next_exception(at + 1);
+        }
         use(k + j, all[j]);
       }
-      exception = rows.next_exception(rows.column + k + Columns::depth);
     }
   }
 }
@@ -199,10 +204,9 @@ inline CompactPanel compact_panel(MatrixView<const std::uint16_t> values, std::b
       }
       const std::array words{all[0] | all[1] << 12 | all[6] << 24, all[2] | all[3] << 12 | all[7] << 24,
                              all[4] | all[5] << 12 | all[6] >> 8 << 24 | all[7] >> 8 << 28};
-      std::byte* const block = target + k / CompactBf16::depth * CompactBf16::bytes * panel_rows;
+      std::byte* const block = target + k / CompactBf16::depth * CompactBf16::bytes * panel_rows + i * 4;
       for (Index t = 0; t < 3; ++t)
-        std::memcpy(block + (i / row_lanes * 3 + t) * vector_bytes + i % row_lanes * 4,
-                    &words[static_cast<std::size_t>(t)], sizeof(words[0]));
+        std::memcpy(block + t * 4 * panel_rows, &words[static_cast<std::size_t>(t)], sizeof(words[0]));
     }
     for (Index j = 0; j < count; ++j) {
       if (coded[static_cast<std::size_t>(j)]) continue;

@@ -13,7 +13,7 @@
 #pragma once
 
 #include <calm/backend/cpu_compact.hpp>
-#include <calm/backend/cpu_stored_columns.hpp>
+#include <calm/backend/cpu_stored_quantised.hpp>
 
 #include <variant>
 
@@ -54,11 +54,13 @@ template <class Columns, Index Panels>
 /// Calls use(k, the values of each part) for all k of whole panels of rows.
 template <class Columns>
 [[gnu::always_inline]] inline void for_each_column(auto rows, Index depth, const auto& use) {
-  for_each_piece<Columns>(rows, depth, [&](Index k, auto count, auto block) {
-    Columns::decode(block, [&](int j, const auto& values) {
-      if (j < count) use(k + j, values);
-    });
-  });
+  for_each_piece<Columns>(
+      rows, depth, [&](Index k, auto count, auto block) __attribute__((always_inline)) {
+        Columns::decode(
+            block, [&](int j, const auto& values) __attribute__((always_inline)) {
+              if (j < count) use(k + j, values);
+            });
+      });
 }
 
 /// y = x W^T for one row x and the rows of one or two panels of W, or added to y.
@@ -70,21 +72,22 @@ template <class Columns, class Rows>
   if (target == edge) std::copy_n(y, columns, edge);
   auto* const parts = reinterpret_cast<Floats*>(target);
   auto sum = each_part<Rows::parts>([&](int p) { return add ? parts[p] : Floats{}; });
-  for_each_column<Columns>(rows, depth, [&](Index k, const auto& values) {
-    sum = each_part<Rows::parts>(
-        [&](int p) { return multiply_add<float>(every_lane(x[k]), values.part[p], sum.part[p]); });
-  });
-#pragma GCC unroll 4
-  for (int p = 0; p < Rows::parts; ++p) parts[p] = sum.part[p];
+  for_each_column<Columns>(
+      rows, depth, [&](Index k, const auto& values) __attribute__((always_inline)) {
+        sum = each_part<Rows::parts>(
+            [&](int p) { return multiply_add<float>(every_lane(x[k]), values.part[p], sum.part[p]); });
+      });
+  each_part<Rows::parts>([&](int p) { return parts[p] = sum.part[p]; });
   if (target == edge) std::copy_n(edge, columns, y);
 }
 
 /// The panel [depth, panel_columns] of cpu_product.hpp.
 template <class Columns>
 [[gnu::noinline]] void decode_panel(auto rows, Index depth, float* panel) {
-  for_each_column<Columns>(rows, depth, [&](Index k, const auto& values) {
-    std::memcpy(panel + k * panel_columns<float>, &values, sizeof(values));
-  });
+  for_each_column<Columns>(
+      rows, depth, [&](Index k, const auto& values) __attribute__((always_inline)) {
+        std::memcpy(panel + k * panel_columns<float>, &values, sizeof(values));
+      });
 }
 
 /// The rows of panel p of a weight, in the scratch of the thread where it has fewer than a panel.

@@ -5,6 +5,7 @@
 
 #include <calm/backend/cpu_product.hpp>
 
+#include <array>
 #include <utility>
 
 namespace calm::inline CALM_ABI::cpu {
@@ -15,13 +16,32 @@ struct PanelVectors {
   Vector<T> part[Parts];
 };
 
-/// of(p) for each part.
+/// of(p) for each part. No loop, so that the compiler knows each element from the start and keeps it in a register.
 template <int Parts, class Of>
 [[gnu::always_inline]] inline auto each_part(const Of& of) {
-  PanelVectors<std::decay_t<decltype(of(0)[0])>, Parts> all;
-#pragma GCC unroll 4
-  for (int p = 0; p < Parts; ++p) all.part[p] = of(p);
-  return all;
+  return [&]<int... P>(std::integer_sequence<int, P...>) __attribute__((always_inline)) {
+    return PanelVectors<std::decay_t<decltype(of(0)[0])>, Parts>{{of(P)...}};
+  }
+  (std::make_integer_sequence<int, Parts>{});
+}
+
+inline Floats as_floats(Words bits) { return reinterpret_cast<Floats>(bits); }
+inline Floats to_floats(Words small) { return __builtin_convertvector(reinterpret_cast<Integers>(small), Floats); }
+
+/// to_float() of the f16 in the lower half of each word.
+inline Floats floats_of_f16(Words word) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Floats>(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(word))));
+#elif defined(__F16C__) && defined(__AVX2__)
+  const auto half = reinterpret_cast<__m256i>(word & 0xFFFFU);
+  return reinterpret_cast<Floats>(
+      _mm256_cvtph_ps(_mm_packus_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1))));
+#else
+  const Words magnitude = (word & 0x7FFFU) << 13;
+  const Words finite = reinterpret_cast<Words>(as_floats(magnitude) * 0x1p112F);  // moves the exponent; exact
+  const Words value = magnitude >= 0x0F800000U ? magnitude | 0x7F800000U : finite;
+  return as_floats(value | (word & 0x8000U) << 16);
+#endif
 }
 
 /// Rows of a panel.
@@ -66,9 +86,20 @@ struct StoredRows {
     std::memcpy(&all, each, sizeof(each));
     return all;
   }
+  /// An f16 at `place` as a float.
+  [[gnu::always_inline]] PanelVectors<float, parts> halves(Index place) const {
+    const auto all = numbers<std::uint16_t>(place);
+    return each_part<parts>([&](int p) { return floats_of_f16(all.part[p]); });
+  }
+  /// halves(place) and halves(place + 2).
+  [[gnu::always_inline]] std::array<PanelVectors<float, parts>, 2> two_halves(Index place) const {
+    const auto all = numbers<std::uint32_t>(place);
+    return {each_part<parts>([&](int p) { return floats_of_f16(all.part[p]); }),
+            each_part<parts>([&](int p) { return floats_of_f16(all.part[p] >> 16); })};
+  }
   /// See AskingAhead.
-  template <Index Bytes, Index Steps>
-  static void ask(Index /*step*/) {}
+  template <Index Bytes>
+  static void ask(Index /*place*/) {}
   /// The rows from byte `place` on.
   [[gnu::always_inline]] StoredRows from(Index place) const { return {first + place, row_bytes}; }
 };
@@ -103,6 +134,20 @@ struct InterleavedRows {
       return __builtin_convertvector(numbers[p % 2], Words);
     });
   }
+  [[gnu::always_inline]] PanelVectors<float, parts> halves(Index place) const {
+#if defined(__AVX512F__)
+    return each_part<parts>([&](int p) {
+      const auto* half = first + p / 2 * panel_bytes + place * panel_rows + p % 2 * vector_bytes / 2;
+      return reinterpret_cast<Floats>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(half))));
+    });
+#else
+    const auto all = numbers<std::uint16_t>(place);
+    return each_part<parts>([&](int p) { return floats_of_f16(all.part[p]); });
+#endif
+  }
+  [[gnu::always_inline]] std::array<PanelVectors<float, parts>, 2> two_halves(Index place) const {
+    return {halves(place), halves(place + 2)};
+  }
   [[gnu::always_inline]] InterleavedRows from(Index place) const { return {first + place * panel_rows, panel_bytes}; }
 };
 
@@ -118,13 +163,15 @@ struct AskingAhead : InterleavedRows<Panels> {
   explicit AskingAhead(const InterleavedRows<Panels>& rows)
       : InterleavedRows<Panels>(rows), turn(rows.first + rows.panel_bytes - distance) {}
 
-  /// Part `step` of Steps of a block. A few lines at a time: a core waits for so many at once and no more.
-  template <Index Bytes, Index Steps>
-  [[gnu::always_inline]] void ask(Index step) const {
-    constexpr Index cache_line = 64, lines = Bytes * panel_rows / cache_line, count = ceil_divide(lines, Steps);
-    const std::byte* from = this->first + ahead + step * lines / Steps * cache_line;
+  /// Bytes [place, place + Bytes) of the block that lies ahead. A few at a time: a core waits for so many lines at once
+  /// and no more.
+  template <Index Bytes>
+  [[gnu::always_inline]] void ask(Index place) const {
+    constexpr Index cache_line = 64;
+    const std::byte* from = this->first + ahead + place * panel_rows;
     for (Index panel = 0; panel < Panels; ++panel)
-      for (Index i = 0; i < count; ++i) __builtin_prefetch(from + panel * this->panel_bytes + i * cache_line, 0, 2);
+      for (Index i = 0; i < Bytes * panel_rows; i += cache_line)
+        __builtin_prefetch(from + panel * this->panel_bytes + i, 0, 2);
   }
   void move_on(Index bytes) {
     this->first += bytes * panel_rows;
@@ -139,8 +186,8 @@ struct Interleaver {
   StoredRows rows;
   std::byte* target;
 
-  template <Index Bytes, Index Steps>
-  static void ask(Index /*step*/) {}
+  template <Index Bytes>
+  static void ask(Index /*place*/) {}
 
   PanelWords words(Index place) const {
     const PanelWords all = rows.words(place);
@@ -154,6 +201,11 @@ struct Interleaver {
                   rows.first + place + i * rows.row_bytes, sizeof(T));
     return rows.numbers<T>(place);
   }
+  PanelVectors<float, parts> halves(Index place) const {
+    numbers<std::uint16_t>(place);
+    return rows.halves(place);
+  }
+  std::array<PanelVectors<float, parts>, 2> two_halves(Index place) const { return {halves(place), halves(place + 2)}; }
 };
 
 }  // namespace calm::inline CALM_ABI::cpu

@@ -1,0 +1,102 @@
+// Fields: small integers in the words of vectors, and how they become floats.
+#pragma once
+
+#include <calm/backend/cpu_stored_rows.hpp>
+
+namespace calm::inline CALM_ABI::cpu {
+
+/// Bit i of each word is that of a where `mask` has it, else that of b.
+[[gnu::always_inline]] inline Words choose_bits(std::uint32_t mask, Words a, Words b) {
+#if defined(__AVX512F__)
+  const auto m = reinterpret_cast<__m512i>(every_lane(mask));
+  return reinterpret_cast<Words>(
+      _mm512_ternarylogic_epi32(reinterpret_cast<__m512i>(a), m, reinterpret_cast<__m512i>(b), 0xE2));
+#else
+  return (a & mask) | (b & ~mask);
+#endif
+}
+
+/// Bit `from` of each word becomes bit `to`.
+[[gnu::always_inline]] inline Words move_bits(Words words, int from, int to) {
+  return from >= to ? words >> (from - to) : words << (to - from);
+}
+
+/// The integer in bits [position, position + Bits) of each word, less `offset`, as a float: as bits of the mantissa of
+/// a power of two that has a step of 1 there. The bits must lie in a mantissa's 23.
+template <int Bits>
+[[gnu::always_inline]] inline Floats float_of_field(Words words, int position, int offset) {
+  const std::uint32_t mask = ((1U << Bits) - 1) << position;
+  const auto power = static_cast<std::uint32_t>(23 - position);
+  return as_floats(choose_bits(mask, words, every_lane((127 + power) << 23))) -
+         static_cast<float>(static_cast<int>(1U << power) + offset);
+}
+
+/// The lowest four bits of each word, less Offset, as a float. AVX-512 looks into a table and heeds no other bits.
+template <int Offset>
+[[gnu::always_inline]] inline Floats float_of_four_bits(Words words) {
+#if defined(__AVX512F__)
+  constexpr auto table = []<int... I>(std::integer_sequence<int, I...>) {
+    return Floats{static_cast<float>(I - Offset)...};
+  };
+  constexpr Floats values = table(std::make_integer_sequence<int, 16>{});
+  return reinterpret_cast<Floats>(
+      _mm512_permutexvar_ps(reinterpret_cast<__m512i>(words), reinterpret_cast<__m512>(values)));
+#else
+  return float_of_field<4>(words, 0, Offset);
+#endif
+}
+
+/// Count integers of Bits bits in as few words: `in_word` whole ones in each; where that leaves two bits of each word,
+/// they hold the last integer or two.
+template <int Bits, int Count, int Offset>
+struct Fields {
+  static constexpr int words = Bits * Count / 32, in_word = 32 / Bits, rest = Count - words * in_word;
+  static constexpr int in_mantissa = 23 / Bits;  // of these; the others are moved there
+
+  static_assert(Bits * Count % 32 == 0 && (rest == 0 || (Bits == 5 && rest == 2) || (Bits == 6 && rest == 1)));
+
+  /// Calls use(i, integer i less Offset of each part, as a float) for all i in order. Word t begins at byte
+  /// place + 4 t of a row.
+  template <class Rows>
+  [[gnu::always_inline]] static void floats(const Rows& rows, Index place, const auto& use) {
+    const auto word = [&](int t) { return rows.template numbers<std::uint32_t>(place + 4 * t); };
+#pragma GCC unroll 1
+    for (int t = 0; t < words; ++t) {
+      rows.template ask<4>(place + 4 * t);
+      const auto all = word(t);
+      const auto upper = each_part<Rows::parts>([&](int p) { return all.part[p] >> in_mantissa * Bits; });
+#pragma GCC unroll 8
+      for (int f = 0; f < in_word; ++f)
+        use(t * in_word + f, each_part<Rows::parts>([&](int p) {
+              if constexpr (Bits == 4) return float_of_four_bits<Offset>(all.part[p] >> f * Bits);
+              if (f < in_mantissa) return float_of_field<Bits>(all.part[p], f * Bits, Offset);
+              if (vector_bytes == 64) return float_of_field<Bits>(upper.part[p], (f - in_mantissa) * Bits, Offset);
+              return float_of_field<Bits>(all.part[p] >> f * Bits, 0, Offset);  // fewer registers
+            }));
+    }
+#pragma GCC unroll 2
+    for (int r = 0; r < rest; ++r) {
+      const auto a = word(2 * r), b = word(2 * r + 1), c = word(words - 1);
+      use(words * in_word + r, each_part<Rows::parts>([&](int p) {
+            const Words low = choose_bits(3, a.part[p] >> 30, b.part[p] >> 28);
+            return float_of_field<Bits>(choose_bits(15, low, move_bits(c.part[p], 30 + r, 4)), 0, Offset);
+          }));
+    }
+  }
+
+  /// Writes the words of one part, `step` bytes apart, from the lowest Bits bits of each of `integers`.
+  static void write(const Words (&integers)[Count], std::byte* target, Index step) {
+    Words all[words] = {};
+    for (int i = 0; i < words * in_word; ++i)
+      all[i / in_word] |= (integers[i] & ((1U << Bits) - 1)) << i % in_word * Bits;
+    for (int r = 0; r < rest; ++r) {
+      const Words last = integers[words * in_word + r];
+      all[2 * r] |= last << 30;
+      all[2 * r + 1] |= last >> 2 << 30;
+      all[words - 1] |= (Bits == 6 ? last >> 4 << 30 : (last >> 4 & 1U) << (30 + r));
+    }
+    for (int t = 0; t < words; ++t) std::memcpy(target + t * step, &all[t], sizeof(all[t]));
+  }
+};
+
+}  // namespace calm::inline CALM_ABI::cpu
