@@ -26,7 +26,7 @@ struct ScaleAndMinimum {
   }
 };
 
-/// What a block consists of:
+/// What a block of a type consists of:
 ///   bits, group_size, offset   the bits of an integer, how many values share a scale, what integers are too large by
 ///   place                      the first byte of the integers in an interleaved copy
 ///   kept                       how many vectors of a part are needed from one value to the next

@@ -63,7 +63,6 @@ template <class Rows, class Of>
 
 /// A panel of rows as they are stored, row_bytes apart.
 struct StoredRows {
-  static constexpr bool in_memory = false;  // of words()
   static constexpr int parts = 2;
   const std::byte* first;
   Index row_bytes;
@@ -109,7 +108,6 @@ struct StoredRows {
 /// sums going.
 template <Index Panels>
 struct InterleavedRows {
-  static constexpr bool in_memory = true;
   static constexpr int parts = 2 * Panels;
   const std::byte* first;
   Index panel_bytes;
@@ -152,8 +150,8 @@ struct InterleavedRows {
 };
 
 /// The same, where decode() asks for what lies some way ahead: where much is computed between two lines, and beyond the
-/// page that it reads, the processor does not foresee them. Into the second cache, which waits for more lines at a time
-/// than the first. Behind the last of these panels come the next ones.
+/// page that it reads, the processor does not foresee them. Each line once, into the second cache, which waits for more
+/// of them at a time than the first. Behind the last of these panels come the next ones.
 template <Index Panels>
 struct AskingAhead : InterleavedRows<Panels> {
   static constexpr Index distance = 4096;
@@ -181,7 +179,6 @@ struct AskingAhead : InterleavedRows<Panels> {
 
 /// A source that writes all that it is asked for to where InterleavedRows reads it.
 struct Interleaver {
-  static constexpr bool in_memory = false;
   static constexpr int parts = StoredRows::parts;
   StoredRows rows;
   std::byte* target;
