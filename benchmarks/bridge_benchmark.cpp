@@ -1,6 +1,8 @@
 // What composition costs: bridges, taps, a training step against the sum of its parts, decoding against the models
-// alone; and the matrix products below them. --calm_threads=N sets the threads (one for each core unless given).
+// alone; the matrix products below them, and the choice of a token. --calm_threads=N sets the threads (one for each
+// core unless given).
 #include <calm/compose.hpp>
+#include <calm/generate/sampler.hpp>
 #include <calm/train/trainer.hpp>
 
 #include <benchmark/benchmark.h>
@@ -393,6 +395,23 @@ void decode_sizes(benchmark::internal::Benchmark* b) {
 BENCHMARK(decode_composed)->Name("decode/composed")->Apply(decode_sizes);
 BENCHMARK(decode_anchor)->Name("decode/anchor")->Apply(decode_sizes);
 BENCHMARK(decode_augment)->Name("decode/augment")->Apply(decode_sizes);
+
+// The choice of a token from its logits, which is added to what decoding one costs.
+
+void sampling(benchmark::State& state, const calm::SamplerOptions& options) {
+  const calm::Matrix<float> logits = random_matrix(1, state.range(0), 1);
+  calm::Sampler sampler(options);
+  calm::Random random(1);
+  for (auto _ : state) benchmark::DoNotOptimize(sampler(std::span<const float>(logits.values()), random));
+}
+
+void vocabularies(benchmark::internal::Benchmark* b) {
+  b->ArgName("vocabulary")->Arg(49152)->Arg(262144)->Unit(benchmark::kMillisecond);
+}
+BENCHMARK_CAPTURE(sampling, greedy, {})->Apply(vocabularies);
+BENCHMARK_CAPTURE(sampling, temperature, {.temperature = 0.8})->Apply(vocabularies);
+BENCHMARK_CAPTURE(sampling, top_p, {.temperature = 0.8, .top_p = 0.9})->Apply(vocabularies);
+BENCHMARK_CAPTURE(sampling, top_k, {.temperature = 0.8, .top_k = 40})->Apply(vocabularies);
 
 }  // namespace
 

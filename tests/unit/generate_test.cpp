@@ -4,8 +4,10 @@
 #include <calm/generate/generate.hpp>
 #include <support/models.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 namespace generate_test {
 using namespace calm_test;
@@ -112,6 +114,24 @@ void check_frequencies(const std::vector<double>& found, const std::vector<doubl
   }
 }
 
+/// The token that is drawn where all that may be are put in order, the most likely first, or stay in that of their ids
+/// where nothing is cut off.
+std::size_t drawn_in_order(const std::vector<float>& logits, const SamplerOptions& options, calm::Random& random) {
+  std::vector<std::size_t> order(logits.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  if (options.top_k > 0 || options.top_p < 1)
+    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return logits[a] > logits[b]; });
+  if (options.top_k > 0) order.resize(std::min(order.size(), static_cast<std::size_t>(options.top_k)));
+  const float largest = *std::max_element(logits.begin(), logits.end());
+  std::vector<double> up_to;  // the weights of the first tokens
+  double total = 0;
+  for (const std::size_t id : order)
+    up_to.push_back(total += std::exp(static_cast<double>(logits[id] - largest) / options.temperature));
+  const auto last = std::lower_bound(up_to.begin(), up_to.end(), options.top_p * total);
+  const double point = random.uniform() * *last;
+  return order[static_cast<std::size_t>(std::upper_bound(up_to.begin(), last, point) - up_to.begin())];
+}
+
 /// Tokens as text: one, two or three letters, so that stop strings begin and end inside of tokens.
 std::string text_of(TokenId id) {
   const auto letter = [](TokenId i) { return static_cast<char>('a' + i % 5); };
@@ -204,6 +224,26 @@ TEST_CASE("temperature, top-k and top-p draw as often as they say") {
        {SamplerOptions{}, SamplerOptions{.temperature = 1, .top_k = 1}, SamplerOptions{.temperature = 1, .top_p = 1e-9},
         SamplerOptions{.temperature = 1e-9}})
     check_frequencies(frequencies(logits, greedy, 100), {0, 1, 0, 0});
+}
+
+TEST_CASE("of many tokens that is drawn which the sum of all weights up to it gives") {
+  calm::Random values(3);
+  std::vector<float> logits(5000);
+  for (float& x : logits) x = static_cast<float>(std::round(80 * values.normal()) / 20);  // many are equal
+  for (std::size_t i = 0; i < logits.size(); i += 7) logits[i] = -std::numeric_limits<float>::infinity();
+  for (const double temperature : {0.3, 1.0, 3.0, 100.0})
+    for (const Index top_k : {0, 1, 63, 64, 65, 2000})
+      for (const double top_p : {1.0, 0.95, 0.2}) {
+        CAPTURE(temperature);
+        CAPTURE(top_k);
+        CAPTURE(top_p);
+        const SamplerOptions options{.temperature = temperature, .top_k = top_k, .top_p = top_p};
+        Sampler sampler(options);
+        calm::Random random(11), same(11);
+        for (int draw = 0; draw < 20; ++draw)
+          CHECK(static_cast<std::size_t>(sampler(std::span<const float>(logits), random).id) ==
+                drawn_in_order(logits, options, same));
+      }
 }
 
 TEST_CASE("of equal logits the lowest id wins, and a token that cannot be is never drawn") {

@@ -4,9 +4,12 @@
 #include <calm/core/error.hpp>
 #include <calm/core/random.hpp>
 
+#include <Eigen/Core>
+
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -37,52 +40,104 @@ class Sampler {
   /// NaN.
   template <class Scalar>
   SampledToken operator()(std::span<const Scalar> logits, Random& random) {
-    const auto best = std::max_element(logits.begin(), logits.end());
-    for (const Scalar x : logits)
-      require<NumericError>(!std::isnan(x), "a logit is NaN: the model's weights or inputs are broken");
-    require<NumericError>(std::isfinite(*best), "the largest logit is ", *best);
-    const double log_total = log_sum_exp(logits, *best);
-    const auto chosen =
-        options_.temperature == 0 ? static_cast<std::size_t>(best - logits.begin()) : draw(logits, random);
+    const auto count = static_cast<Index>(logits.size());
+    const Scalar largest = Eigen::Map<const Eigen::Array<Scalar, Eigen::Dynamic, 1>>(logits.data(), count)
+                               .template maxCoeff<Eigen::PropagateNaN>();
+    require<NumericError>(!std::isnan(largest), "a logit is NaN: the model's weights or inputs are broken");
+    require<NumericError>(std::isfinite(largest), "the largest logit is ", largest);
+    const double log_total = std::log(sum_of_weights(logits, largest, 1.0)) + static_cast<double>(largest);
+    const auto best = static_cast<std::size_t>(std::find(logits.begin(), logits.end(), largest) - logits.begin());
+    const bool all =
+        options_.top_p == 1 && (options_.top_k == 0 || static_cast<std::size_t>(options_.top_k) >= logits.size());
+    const std::size_t chosen = options_.temperature == 0 ? best
+                               : all                     ? draw(logits, largest, random).value_or(best)
+                                                         : draw_most_likely(logits, largest, random);
     return {static_cast<TokenId>(chosen), static_cast<double>(logits[chosen]) - log_total};
   }
 
  private:
-  template <class Scalar>
-  static double log_sum_exp(std::span<const Scalar> logits, Scalar largest) {
-    double total = 0;
-    for (const Scalar x : logits) total += std::exp(static_cast<double>(x - largest));
-    return std::log(total) + static_cast<double>(largest);
-  }
+  static constexpr std::size_t piece = 256;  // of logits, whose weights are computed in vectors and stay in the cache
+  using Weights = Eigen::Array<double, Eigen::Dynamic, 1, 0, piece, 1>;
 
   template <class Scalar>
-  std::size_t draw(std::span<const Scalar> logits, Random& random) {
+  static double weight(Scalar logit, Scalar largest, double temperature) {
+    return std::exp(static_cast<double>(logit - largest) / temperature);
+  }
+  /// Of at most `piece` logits.
+  template <class Scalar>
+  static Weights weights(std::span<const Scalar> logits, Scalar largest, double temperature) {
+    Weights all(static_cast<Index>(logits.size()));
+    for (std::size_t i = 0; i < logits.size(); ++i)
+      all[static_cast<Index>(i)] = static_cast<double>(logits[i] - largest) / temperature;
+    return all.exp();
+  }
+  template <class Scalar>
+  static double sum_of_weights(std::span<const Scalar> logits, Scalar largest, double temperature) {
+    double total = 0;
+    for (std::size_t i = 0; i < logits.size(); i += piece)
+      total += weights(logits.subspan(i, std::min(piece, logits.size() - i)), largest, temperature).sum();
+    return total;
+  }
+
+  /// Any token; none where the sum, rounded, is more than that of its parts.
+  template <class Scalar>
+  std::optional<std::size_t> draw(std::span<const Scalar> logits, Scalar largest, Random& random) const {
+    double point = random.uniform() * sum_of_weights(logits, largest, options_.temperature);
+    for (std::size_t begin = 0; begin < logits.size(); begin += piece) {
+      const auto some = logits.subspan(begin, std::min(piece, logits.size() - begin));
+      const Weights all = weights(some, largest, options_.temperature);
+      if (const double sum = all.sum(); point >= sum) {
+        point -= sum;
+        continue;
+      }
+      for (std::size_t i = 0; i < some.size(); ++i) {
+        const double own = all[static_cast<Index>(i)];
+        if (point < own && std::isfinite(some[i])) return begin + i;  // whatever exp(-infinity) is
+        point -= own;
+      }
+    }
+    return std::nullopt;
+  }
+
+  /// One of the top_k most likely that together reach top_p. Tokens are put in order as far as is needed.
+  template <class Scalar>
+  std::size_t draw_most_likely(std::span<const Scalar> logits, Scalar largest, Random& random) {
     order_.resize(logits.size());
     std::iota(order_.begin(), order_.end(), std::size_t{0});
-    const auto more_likely = [&](std::size_t a, std::size_t b) {
-      return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
-    };
+    weights_.clear();
     const std::size_t keep =
         options_.top_k > 0 ? std::min(logits.size(), static_cast<std::size_t>(options_.top_k)) : logits.size();
-    std::partial_sort(order_.begin(), order_.begin() + static_cast<std::ptrdiff_t>(keep), order_.end(), more_likely);
-    weights_.resize(keep);
-    double total = 0;
-    for (std::size_t i = 0; i < keep; ++i) {
-      weights_[i] = std::exp(static_cast<double>(logits[order_[i]] - logits[order_[0]]) / options_.temperature);
-      total += weights_[i];
+    const auto weight_of = [&](std::size_t i) {  // of the i-th most likely token
+      while (i >= weights_.size()) {
+        const std::size_t from = weights_.size(), to = std::min(keep, std::max(std::size_t{64}, 16 * from));
+        const auto at = [&](std::size_t place) { return order_.begin() + static_cast<std::ptrdiff_t>(place); };
+        std::partial_sort(at(from), at(to), order_.end(), [&](std::size_t a, std::size_t b) {
+          return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+        });
+        for (std::size_t j = from; j < to; ++j)
+          weights_.push_back(weight(logits[order_[j]], largest, options_.temperature));
+      }
+      return weights_[i];
+    };
+    double within = 0;  // the sum of the first `count`, of which one is drawn
+    std::size_t count = keep;
+    if (keep == logits.size()) within = sum_of_weights(logits, largest, options_.temperature);
+    else
+      for (std::size_t i = 0; i < keep; ++i) within += weight_of(i);
+    if (options_.top_p < 1) {
+      const double enough = options_.top_p * within;
+      within = 0;
+      for (count = 0; count < keep && (count == 0 || within < enough); ++count) within += weight_of(count);
     }
-    double within = 0;
-    std::size_t count = 0;
-    while (count < keep && (count == 0 || within < options_.top_p * total)) within += weights_[count++];
     double point = random.uniform() * within;
     std::size_t i = 0;
-    while (i + 1 < count && point >= weights_[i]) point -= weights_[i++];
+    for (; i + 1 < count && point >= weight_of(i); ++i) point -= weight_of(i);
     return order_[i];
   }
 
   SamplerOptions options_;
   std::vector<std::size_t> order_;
-  std::vector<double> weights_;
+  std::vector<double> weights_;  // of the tokens that are in order
 };
 
 }  // namespace calm::inline CALM_ABI
