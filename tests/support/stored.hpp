@@ -11,8 +11,8 @@
 namespace calm_test {
 using calm::Index;
 
-/// Random bytes with small finite scales, at an odd address: every bit of every field is met, and also types that calm
-/// cannot encode.
+/// Random bytes with small finite scales, at an odd address: every other bit of every field is met, and also types that
+/// calm cannot encode.
 inline calm::StoredMatrix random_stored(calm::DType dtype, Index rows, Index cols, std::uint64_t seed) {
   const calm::StoredBlock block = calm::block_of(dtype);
   const Index bytes = rows * calm::bytes_of(dtype, cols);
@@ -20,10 +20,12 @@ inline calm::StoredMatrix random_stored(calm::DType dtype, Index rows, Index col
   std::byte* first = data->data() + 1;
   calm::Random random(seed);
   for (Index i = 0; i < bytes; ++i) first[i] = static_cast<std::byte>(random.below(256));
+  const bool at_end = block.values == 1 || dtype == calm::DType::q6_k;
+  const bool has_minimum = dtype == calm::DType::q4_1 || dtype == calm::DType::q5_1 || dtype == calm::DType::q4_k ||
+                           dtype == calm::DType::q5_k;
   for (Index i = 0; i < bytes; i += block.bytes) {  // keeps the highest bits of exponents clear
-    if (block.values == 1) first[i + block.bytes - 1] &= std::byte{0xBB};
-    else
-      for (const Index scale : {Index{1}, Index{3}, block.bytes - 1}) first[i + scale] &= std::byte{0xBB};
+    first[i + (at_end ? block.bytes - 1 : 1)] &= std::byte{0xBB};
+    if (has_minimum) first[i + 3] &= std::byte{0xBB};
   }
   return {data, first, dtype, rows, cols};
 }

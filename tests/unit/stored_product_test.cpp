@@ -103,11 +103,13 @@ TEST_CASE(
       if (!compact) continue;
       CHECK(kept(DType::bf16) < 1.75);
       CHECK(kept(DType::f32) < 1.75);
-      // Values of other exponents, in the first, a middle and the last column, and in one panel alone.
+      // Values of other exponents, in the first two, a middle and the last column, and in one panel alone; and one that
+      // is no normal number, which has a code.
       if (in >= 264) {
         values(out - 1, 0) = 0x1p100F;
+        values(out - 1, 1) = -0x1p101F;
         values(out / 2, in / 2) = 0x1p-100F;
-        values(0, in / 2 + 1) = 0x1p-130F;  // no normal number
+        values(0, in / 2 + 1) = 0x1p-130F;
         values(0, in - 1) = -0x1p60F;
         CHECK(kept(DType::bf16) > 1.5);
         CHECK(kept(DType::bf16) < 1.75);

@@ -47,7 +47,8 @@ template <int Offset>
 }
 
 /// Count integers of Bits bits in as few words: `in_word` whole ones in each; where that leaves two bits of each word,
-/// they hold the last integer or two.
+/// they hold the last integer or two: integer r of these has its bits 0 and 1 in word 2 r, 2 and 3 in word 2 r + 1, and
+/// what is above in the last word.
 template <int Bits, int Count, int Offset>
 struct Fields {
   static constexpr int words = Bits * Count / 32, in_word = 32 / Bits, rest = Count - words * in_word;
@@ -84,8 +85,8 @@ struct Fields {
     }
   }
 
-  /// Writes the words of one part, `step` bytes apart, from the lowest Bits bits of each of `integers`.
-  static void write(const Words (&integers)[Count], std::byte* target, Index step) {
+  /// Writes the words of one part, `step` bytes apart, from the lowest Bits bits of each of Count integers.
+  static void write(const Words* integers, std::byte* target, Index step) {
     Words all[words] = {};
     for (int i = 0; i < words * in_word; ++i)
       all[i / in_word] |= (integers[i] & ((1U << Bits) - 1)) << i % in_word * Bits;

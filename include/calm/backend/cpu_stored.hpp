@@ -4,8 +4,8 @@
 //
 // Context<CpuBackend>(threads, stored_products) reads the rows of the file and keeps nothing, so that it is ready at
 // once. With interleaved_products a weight is copied when it is first needed, into as many bytes, the rows of a panel
-// transposed (values of bf16 into fewer, cpu_compact.hpp): best for decoding, where the copy pays for itself within
-// some tokens.
+// transposed and integers in the order in which they are read (cpu_stored_quantised.hpp), values of bf16 into fewer
+// (cpu_compact.hpp): best for decoding, where the copy pays for itself within some tokens.
 //
 // A panel of rows is decoded, for one row of x straight into the sums, for more into the scratch of the thread, which
 // register_tile then multiplies. Either way the products of an element are added in the order of k, so that its bits

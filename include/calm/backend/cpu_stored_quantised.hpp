@@ -86,7 +86,7 @@ struct Layout<QuantisedBlock32<Bits, HasMinimum>> {
   [[gnu::always_inline]] static void integers(const StoredRows& rows, int /*group*/, const auto& use) {
     constexpr int parts = StoredRows::parts;
     auto high = each_part<parts>([](int) { return Words{}; });
-    if constexpr (Bits == 5) high = rows.template numbers<std::uint32_t>(place);
+    if constexpr (Bits == 5) high = rows.template numbers<std::uint32_t>(HasMinimum ? 4 : 2);
     const auto words = rows.words(Block::bytes - 16);
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {

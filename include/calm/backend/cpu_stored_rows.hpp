@@ -1,5 +1,5 @@
 // The rows of a panel of a stored weight as StoredColumns (cpu_stored_columns.hpp) reads them: words and numbers of all
-// rows at a time. The bytes lie as in the file (StoredRows), or in a copy in which the same fields of all rows lie side
+// rows at a time. The bytes lie as in the file (StoredRows), or in a copy in which the same words of all rows lie side
 // by side, transposed once (InterleavedRows).
 #pragma once
 
@@ -155,29 +155,27 @@ struct InterleavedRows {
 template <Index Panels>
 struct AskingAhead : InterleavedRows<Panels> {
   static constexpr Index distance = 4096;
-  const std::byte* turn;  // from here on it is the next panels that lie ahead
-  Index ahead = distance;
+  const std::byte* end;  // of the first of these panels, if it begins with them
 
   explicit AskingAhead(const InterleavedRows<Panels>& rows)
-      : InterleavedRows<Panels>(rows), turn(rows.first + rows.panel_bytes - distance) {}
+      : InterleavedRows<Panels>(rows), end(rows.first + rows.panel_bytes) {}
 
-  /// Bytes [place, place + Bytes) of the block that lies ahead. A few at a time: a core waits for so many lines at once
-  /// and no more.
+  /// What lies ahead of bytes [place, place + Bytes). A few at a time: a core waits for so many lines at once and no
+  /// more.
   template <Index Bytes>
   [[gnu::always_inline]] void ask(Index place) const {
     constexpr Index cache_line = 64;
-    const std::byte* from = this->first + ahead + place * panel_rows;
+    const std::byte* from = this->first + place * panel_rows + distance;
+    if constexpr (Panels > 1)
+      if (from >= end) from += (Panels - 1) * this->panel_bytes;
     for (Index panel = 0; panel < Panels; ++panel)
       for (Index i = 0; i < Bytes * panel_rows; i += cache_line)
         __builtin_prefetch(from + panel * this->panel_bytes + i, 0, 2);
   }
-  void move_on(Index bytes) {
-    this->first += bytes * panel_rows;
-    if (this->first >= turn) ahead = distance + (Panels - 1) * this->panel_bytes;
-  }
+  void move_on(Index bytes) { this->first += bytes * panel_rows; }
 };
 
-/// A source that writes all that it is asked for to where InterleavedRows reads it.
+/// A source that writes what it is asked for to where InterleavedRows reads it.
 struct Interleaver {
   static constexpr int parts = StoredRows::parts;
   StoredRows rows;
