@@ -179,50 +179,41 @@ inline void read_upper_halves(const StoredMatrix& w, Index i, std::uint16_t* tar
   for (Index k = 0; k < w.cols(); ++k) std::memcpy(target + k, row + k * width, sizeof(*target));
 }
 
-/// The base that most values of a panel [panel_rows, columns] have a code with; of many, a quarter is looked at.
-inline std::uint32_t base_of(MatrixView<const std::uint16_t> values) {
-  std::array<Index, 257> up_to{};  // how many have a smaller exponent
-  for (Index i = 0; i < values.rows; i += values.cols < 256 ? 1 : 4)
+/// Writes the codes of a panel to `target` from its values [panel_rows, columns].
+inline CompactPanel compact_panel(MatrixView<const std::uint16_t> values, std::byte* target) {
+  std::array<Index, 257> up_to{};  // how many values have a smaller exponent
+  for (Index i = 0; i < values.rows; ++i)
     for (Index k = 0; k < values.cols; ++k) ++up_to[(values(i, k) >> 7 & 0xFFU) + 1U];
   for (std::size_t e = 1; e < up_to.size(); ++e) up_to[e] += up_to[e - 1];
-  std::uint32_t best = 0;
+  CompactPanel panel;
   Index most = -1;
   for (std::uint32_t base = 0; base + 15 < 256; ++base)
-    if (const Index count = up_to[base + 16] - up_to[base + 1]; count > most) most = count, best = base;
-  return best;
-}
-
-/// Writes the codes of a panel to `target` from its values [panel_rows, columns].
-inline CompactPanel compact_panel(Arena<HostMemory>& arena, MatrixView<const std::uint16_t> values, std::byte* target) {
-  CompactPanel panel{base_of(values), {}, {}};
-  const Index width = ceil_divide(values.cols, CompactBf16::depth) * CompactBf16::depth;
-  auto* const all = arena.allocate<std::uint16_t>(width);          // of a row
-  auto* const exceptional = arena.allocate<std::uint16_t>(width);  // where not 0, of columns
-  std::fill_n(all, width, std::uint16_t{});
-  std::fill_n(exceptional, width, std::uint16_t{});
-  const auto base = static_cast<std::uint16_t>(panel.base);
-  for (Index i = 0; i < values.rows; ++i) {
-    const std::uint16_t* const row = values.row(i);
-    for (Index k = 0; k < values.cols; ++k) {
-      const auto exponent = static_cast<std::uint16_t>(row[k] >> 7 & 0xFFU);
-      const auto code = static_cast<std::uint16_t>(exponent == 0 ? 0 : exponent - base);
-      exceptional[k] |= static_cast<std::uint16_t>((code > 15) | ((code == 0) != (exponent == 0)));
-      all[k] = static_cast<std::uint16_t>((code & 15U) | (row[k] >> 15U) << 4 | (row[k] & 0x7FU) << 5);
-    }
-    for (Index k = 0; k < width; k += CompactBf16::depth) {
-      const auto value = [&](Index j) { return std::uint32_t{all[k + j]}; };
-      const std::uint32_t words[] = {value(0) | value(1) << 12 | value(6) << 24,
-                                     value(2) | value(3) << 12 | value(7) << 24,
-                                     value(4) | value(5) << 12 | value(6) >> 8 << 24 | value(7) >> 8 << 28};
+    if (const Index count = up_to[base + 16] - up_to[base + 1]; count > most) most = count, panel.base = base;
+  for (Index k = 0; k < values.cols; k += CompactBf16::depth) {
+    const Index count = std::min(CompactBf16::depth, values.cols - k);
+    std::array<bool, CompactBf16::depth> coded;
+    coded.fill(true);
+    for (Index i = 0; i < values.rows; ++i) {
+      std::array<std::uint32_t, CompactBf16::depth> all{};
+      for (Index j = 0; j < count; ++j) {
+        const std::uint32_t value = values(i, k + j), exponent = value >> 7 & 0xFFU;
+        const std::uint32_t code = exponent == 0 ? 0 : exponent - panel.base;
+        const auto at = static_cast<std::size_t>(j);
+        coded[at] &= (code == 0) == (exponent == 0) && code <= 15;
+        all[at] = (code & 15U) | value >> 15 << 4 | (value & 0x7FU) << 5;
+      }
+      const std::array words{all[0] | all[1] << 12 | all[6] << 24, all[2] | all[3] << 12 | all[7] << 24,
+                             all[4] | all[5] << 12 | all[6] >> 8 << 24 | all[7] >> 8 << 28};
       std::byte* const block = target + k / CompactBf16::depth * CompactBf16::bytes * panel_rows + i * 4;
-      for (Index t = 0; t < 3; ++t) std::memcpy(block + t * 4 * panel_rows, &words[t], sizeof(words[t]));
+      for (Index t = 0; t < 3; ++t)
+        std::memcpy(block + t * 4 * panel_rows, &words[static_cast<std::size_t>(t)], sizeof(words[0]));
     }
-  }
-  for (Index k = 0; k < values.cols; ++k) {
-    if (exceptional[k] == 0) continue;
-    panel.columns.push_back(k);
-    auto& column = panel.values.emplace_back();
-    for (Index i = 0; i < values.rows; ++i) column[static_cast<std::size_t>(i)] = to_float(bf16{values(i, k)});
+    for (Index j = 0; j < count; ++j) {
+      if (coded[static_cast<std::size_t>(j)]) continue;
+      panel.columns.push_back(k + j);
+      auto& column = panel.values.emplace_back();
+      for (Index i = 0; i < values.rows; ++i) column[static_cast<std::size_t>(i)] = to_float(bf16{values(i, k + j)});
+    }
   }
   return panel;
 }
@@ -241,7 +232,7 @@ inline std::optional<CompactForm> compact(ThreadPool& pool, Scratch& scratch, co
     for (Index i = 0; i < panel_rows; ++i)
       if (const Index row = p * panel_rows + i; row < w.rows()) read_upper_halves(w, row, values.row(i));
       else std::fill_n(values.row(i), w.cols(), std::uint16_t{});
-    form.panel[static_cast<std::size_t>(p)] = compact_panel(arena, values, &form.values(p, 0));
+    form.panel[static_cast<std::size_t>(p)] = compact_panel(values, &form.values(p, 0));
   });
   const auto in_bf16 = static_cast<std::size_t>(panels * panel_rows * w.cols()) * sizeof(std::uint16_t);
   if (form.bytes() > in_bf16 / 8 * 7) return std::nullopt;
