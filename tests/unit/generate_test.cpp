@@ -128,7 +128,7 @@ std::size_t drawn_in_order(const std::vector<float>& logits, const SamplerOption
   for (const std::size_t id : order)
     up_to.push_back(total += std::exp(static_cast<double>(logits[id] - largest) / options.temperature));
   const auto last = std::lower_bound(up_to.begin(), up_to.end(), options.top_p * total);
-  const double point = random.uniform() * *last;
+  const double point = (random.uniform() + 0x1p-25) * *last;
   return order[static_cast<std::size_t>(std::upper_bound(up_to.begin(), last, point) - up_to.begin())];
 }
 
@@ -254,6 +254,16 @@ TEST_CASE("of equal logits the lowest id wins, and a token that cannot be is nev
   calm::Random random(1);
   const std::vector<float> logits = {1, never, 1, never};
   CHECK(Sampler({})(std::span(logits), random).log_probability == doctest::Approx(-std::log(2.0)));
+  for (const float mask : {never, -1e9F, -1e4F, -100.0F}) {
+    calm::Random zero(12121362);  // its first number is 0
+    CHECK(calm::Random(zero).uniform() == 0);
+    for (const std::size_t count : {3, 16, 300}) {
+      std::vector<float> masked(count, 1);
+      masked[0] = mask;
+      calm::Random same = zero;
+      CHECK(Sampler({.temperature = 1})(std::span<const float>(masked), same).id == 1);
+    }
+  }
 }
 
 TEST_CASE("logits that are no numbers are a typed error") {
@@ -263,6 +273,12 @@ TEST_CASE("logits that are no numbers are a typed error") {
            {1, not_a_number<float>, 2}, {not_a_number<float>, 1}, {-infinite, -infinite}, {1, infinite}})
     for (const double temperature : {0.0, 1.0})
       CHECK_THROWS_AS(Sampler({.temperature = temperature})(std::span(logits), random), calm::NumericError);
+  for (const std::size_t count : {0, 1, 40, 255, 256, 257})
+    for (std::size_t i = 0; i < std::max<std::size_t>(count, 1); ++i) {
+      std::vector<double> logits(count, 1);
+      if (count > 0) logits[i] = not_a_number<double>;
+      CHECK_THROWS_AS(Sampler({})(std::span<const double>(logits), random), calm::NumericError);
+    }
 }
 
 TEST_CASE("what a stop string may still become is held back, and the rest is released at once") {

@@ -40,6 +40,7 @@ class Sampler {
   /// NaN.
   template <class Scalar>
   SampledToken operator()(std::span<const Scalar> logits, Random& random) {
+    require<NumericError>(!logits.empty(), "there are no logits to choose from");
     const auto count = static_cast<Index>(logits.size());
     const Scalar largest = Eigen::Map<const Eigen::Array<Scalar, Eigen::Dynamic, 1>>(logits.data(), count)
                                .template maxCoeff<Eigen::PropagateNaN>();
@@ -63,13 +64,16 @@ class Sampler {
   static double weight(Scalar logit, Scalar largest, double temperature) {
     return std::exp(static_cast<double>(logit - largest) / temperature);
   }
-  /// Of at most `piece` logits.
+  /// Of at most `piece` logits. 0 from e^-700 on, where Eigen's exp ends, also of -infinity.
   template <class Scalar>
   static Weights weights(std::span<const Scalar> logits, Scalar largest, double temperature) {
-    Weights all(static_cast<Index>(logits.size()));
-    for (std::size_t i = 0; i < logits.size(); ++i)
-      all[static_cast<Index>(i)] = static_cast<double>(logits[i] - largest) / temperature;
-    return all.exp();
+    const auto count = static_cast<Index>(logits.size());
+    Weights exponents(count);
+    for (Index i = 0; i < count; ++i)
+      exponents[i] = static_cast<double>(logits[static_cast<std::size_t>(i)] - largest) / temperature;
+    Weights all = exponents.exp();
+    for (Index i = 0; i < count; ++i) all[i] = exponents[i] < -700 ? 0 : all[i];
+    return all;
   }
   template <class Scalar>
   static double sum_of_weights(std::span<const Scalar> logits, Scalar largest, double temperature) {
@@ -79,10 +83,13 @@ class Sampler {
     return total;
   }
 
+  /// A point between 0 and `total`, neither of which it is: Random's numbers are multiples of 2^-24.
+  static double point_within(double total, Random& random) { return (random.uniform() + 0x1p-25) * total; }
+
   /// Any token; none where the sum, rounded, is more than that of its parts.
   template <class Scalar>
   std::optional<std::size_t> draw(std::span<const Scalar> logits, Scalar largest, Random& random) const {
-    double point = random.uniform() * sum_of_weights(logits, largest, options_.temperature);
+    double point = point_within(sum_of_weights(logits, largest, options_.temperature), random);
     for (std::size_t begin = 0; begin < logits.size(); begin += piece) {
       const auto some = logits.subspan(begin, std::min(piece, logits.size() - begin));
       const Weights all = weights(some, largest, options_.temperature);
@@ -92,7 +99,7 @@ class Sampler {
       }
       for (std::size_t i = 0; i < some.size(); ++i) {
         const double own = all[static_cast<Index>(i)];
-        if (point < own && std::isfinite(some[i])) return begin + i;  // whatever exp(-infinity) is
+        if (point < own) return begin + i;
         point -= own;
       }
     }
@@ -109,7 +116,8 @@ class Sampler {
         options_.top_k > 0 ? std::min(logits.size(), static_cast<std::size_t>(options_.top_k)) : logits.size();
     const auto weight_of = [&](std::size_t i) {  // of the i-th most likely token
       while (i >= weights_.size()) {
-        const std::size_t from = weights_.size(), to = std::min(keep, std::max(std::size_t{64}, 16 * from));
+        const std::size_t from = weights_.size();
+        const std::size_t to = keep < logits.size() ? keep : std::min(keep, std::max(std::size_t{64}, 16 * from));
         const auto at = [&](std::size_t place) { return order_.begin() + static_cast<std::ptrdiff_t>(place); };
         std::partial_sort(at(from), at(to), order_.end(), [&](std::size_t a, std::size_t b) {
           return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
@@ -129,9 +137,9 @@ class Sampler {
       within = 0;
       for (count = 0; count < keep && (count == 0 || within < enough); ++count) within += weight_of(count);
     }
-    double point = random.uniform() * within;
+    double point = point_within(within, random);
     std::size_t i = 0;
-    for (; i + 1 < count && point >= weight_of(i); ++i) point -= weight_of(i);
+    for (; i + 1 < count && point >= weight_of(i) && weight_of(i + 1) > 0; ++i) point -= weight_of(i);
     return order_[i];
   }
 
