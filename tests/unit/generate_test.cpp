@@ -257,7 +257,7 @@ TEST_CASE("of equal logits the lowest id wins, and a token that cannot be is nev
   for (const float mask : {never, -1e9F, -1e4F, -100.0F}) {
     calm::Random zero(12121362);  // its first number is 0
     CHECK(calm::Random(zero).uniform() == 0);
-    for (const std::size_t count : {3, 16, 300}) {
+    for (const std::size_t count : {3U, 16U, 300U}) {
       std::vector<float> masked(count, 1);
       masked[0] = mask;
       calm::Random same = zero;
@@ -273,7 +273,7 @@ TEST_CASE("logits that are no numbers are a typed error") {
            {1, not_a_number<float>, 2}, {not_a_number<float>, 1}, {-infinite, -infinite}, {1, infinite}})
     for (const double temperature : {0.0, 1.0})
       CHECK_THROWS_AS(Sampler({.temperature = temperature})(std::span(logits), random), calm::NumericError);
-  for (const std::size_t count : {0, 1, 40, 255, 256, 257})
+  for (const std::size_t count : {0U, 1U, 40U, 255U, 256U, 257U})
     for (std::size_t i = 0; i < std::max<std::size_t>(count, 1); ++i) {
       std::vector<double> logits(count, 1);
       if (count > 0) logits[i] = not_a_number<double>;
