@@ -4,8 +4,6 @@
 #include <calm/core/error.hpp>
 #include <calm/core/random.hpp>
 
-#include <Eigen/Core>
-
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -41,13 +39,13 @@ class Sampler {
   template <class Scalar>
   SampledToken operator()(std::span<const Scalar> logits, Random& random) {
     require<NumericError>(!logits.empty(), "there are no logits to choose from");
-    const auto count = static_cast<Index>(logits.size());
-    const Scalar largest = Eigen::Map<const Eigen::Array<Scalar, Eigen::Dynamic, 1>>(logits.data(), count)
-                               .template maxCoeff<Eigen::PropagateNaN>();
-    require<NumericError>(!std::isnan(largest), "a logit is NaN: the model's weights or inputs are broken");
+    for (const Scalar x : logits)
+      require<NumericError>(!std::isnan(x), "a logit is NaN: the model's weights or inputs are broken");
+    const auto found = std::max_element(logits.begin(), logits.end());
+    const Scalar largest = *found;
     require<NumericError>(std::isfinite(largest), "the largest logit is ", largest);
     const double log_total = std::log(sum_of_weights(logits, largest, 1.0)) + static_cast<double>(largest);
-    const auto best = static_cast<std::size_t>(std::find(logits.begin(), logits.end(), largest) - logits.begin());
+    const auto best = static_cast<std::size_t>(found - logits.begin());
     const bool all =
         options_.top_p == 1 && (options_.top_k == 0 || static_cast<std::size_t>(options_.top_k) >= logits.size());
     const std::size_t chosen = options_.temperature == 0 ? best
@@ -57,29 +55,14 @@ class Sampler {
   }
 
  private:
-  static constexpr std::size_t piece = 256;  // of logits, whose weights are computed in vectors and stay in the cache
-  using Weights = Eigen::Array<double, Eigen::Dynamic, 1, 0, piece, 1>;
-
   template <class Scalar>
   static double weight(Scalar logit, Scalar largest, double temperature) {
     return std::exp(static_cast<double>(logit - largest) / temperature);
   }
-  /// Of at most `piece` logits. 0 from e^-700 on, where Eigen's exp ends, also of -infinity.
-  template <class Scalar>
-  static Weights weights(std::span<const Scalar> logits, Scalar largest, double temperature) {
-    const auto count = static_cast<Index>(logits.size());
-    Weights exponents(count);
-    for (Index i = 0; i < count; ++i)
-      exponents[i] = static_cast<double>(logits[static_cast<std::size_t>(i)] - largest) / temperature;
-    Weights all = exponents.exp();
-    for (Index i = 0; i < count; ++i) all[i] = exponents[i] < -700 ? 0 : all[i];
-    return all;
-  }
   template <class Scalar>
   static double sum_of_weights(std::span<const Scalar> logits, Scalar largest, double temperature) {
     double total = 0;
-    for (std::size_t i = 0; i < logits.size(); i += piece)
-      total += weights(logits.subspan(i, std::min(piece, logits.size() - i)), largest, temperature).sum();
+    for (const Scalar x : logits) total += weight(x, largest, temperature);
     return total;
   }
 
@@ -90,18 +73,10 @@ class Sampler {
   template <class Scalar>
   std::optional<std::size_t> draw(std::span<const Scalar> logits, Scalar largest, Random& random) const {
     double point = point_within(sum_of_weights(logits, largest, options_.temperature), random);
-    for (std::size_t begin = 0; begin < logits.size(); begin += piece) {
-      const auto some = logits.subspan(begin, std::min(piece, logits.size() - begin));
-      const Weights all = weights(some, largest, options_.temperature);
-      if (const double sum = all.sum(); point >= sum) {
-        point -= sum;
-        continue;
-      }
-      for (std::size_t i = 0; i < some.size(); ++i) {
-        const double own = all[static_cast<Index>(i)];
-        if (point < own) return begin + i;
-        point -= own;
-      }
+    for (std::size_t i = 0; i < logits.size(); ++i) {
+      const double own = weight(logits[i], largest, options_.temperature);
+      if (point < own) return i;
+      point -= own;
     }
     return std::nullopt;
   }
