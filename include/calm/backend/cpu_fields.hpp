@@ -31,19 +31,21 @@ template <int Bits>
          static_cast<float>(static_cast<int>(1U << power) + offset);
 }
 
-/// The lowest four bits of each word, less Offset, as a float. AVX-512 looks into a table and heeds no other bits.
-template <int Offset>
-[[gnu::always_inline]] inline Floats float_of_four_bits(Words words) {
+/// The lowest Bits bits of each word, less Offset, as a float. For four bits AVX-512 looks into a table and heeds no
+/// others.
+template <int Bits, int Offset>
+[[gnu::always_inline]] inline Floats float_of_lowest(Words words) {
 #if defined(__AVX512F__)
-  constexpr auto table = []<int... I>(std::integer_sequence<int, I...>) {
-    return Floats{static_cast<float>(I - Offset)...};
-  };
-  constexpr Floats values = table(std::make_integer_sequence<int, 16>{});
-  return reinterpret_cast<Floats>(
-      _mm512_permutexvar_ps(reinterpret_cast<__m512i>(words), reinterpret_cast<__m512>(values)));
-#else
-  return float_of_field<4>(words, 0, Offset);
+  if constexpr (Bits == 4) {
+    constexpr auto table = []<int... I>(std::integer_sequence<int, I...>) {
+      return Floats{static_cast<float>(I - Offset)...};
+    };
+    constexpr Floats values = table(std::make_integer_sequence<int, 16>{});
+    return reinterpret_cast<Floats>(
+        _mm512_permutexvar_ps(reinterpret_cast<__m512i>(words), reinterpret_cast<__m512>(values)));
+  }
 #endif
+  return float_of_field<Bits>(words, 0, Offset);
 }
 
 /// Count integers of Bits bits in as few words: `in_word` whole ones in each; where that leaves two bits of each word,
@@ -69,10 +71,10 @@ struct Fields {
 #pragma GCC unroll 8
       for (int f = 0; f < in_word; ++f)
         use(t * in_word + f, each_part<Rows::parts>([&](int p) {
-              if constexpr (Bits == 4) return float_of_four_bits<Offset>(all.part[p] >> f * Bits);
+              if constexpr (Bits == 4) return float_of_lowest<Bits, Offset>(all.part[p] >> f * Bits);
               if (f < in_mantissa) return float_of_field<Bits>(all.part[p], f * Bits, Offset);
               if (vector_bytes == 64) return float_of_field<Bits>(upper.part[p], (f - in_mantissa) * Bits, Offset);
-              return float_of_field<Bits>(all.part[p] >> f * Bits, 0, Offset);  // fewer registers
+              return float_of_lowest<Bits, Offset>(all.part[p] >> f * Bits);  // fewer registers
             }));
     }
 #pragma GCC unroll 2

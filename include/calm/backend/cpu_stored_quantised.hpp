@@ -217,10 +217,7 @@ struct StoredColumns<Stored> {
  private:
   [[gnu::always_inline]] static void floats(const StoredRows& rows, int group, const auto& use) {
     Own::integers(rows, group, [&](int i, const auto& q) {
-      use(i, each_part<StoredRows::parts>([&](int p) {
-            if constexpr (Own::bits == 4) return float_of_four_bits<Own::offset>(q.part[p]);
-            else return float_of_field<Own::bits>(q.part[p], 0, Own::offset);
-          }));
+      use(i, each_part<StoredRows::parts>([&](int p) { return float_of_lowest<Own::bits, Own::offset>(q.part[p]); }));
     });
   }
   template <Index Panels>
