@@ -5,15 +5,21 @@
 #include <calm/tensor/stored_matrix.hpp>
 
 #include <cstddef>
+#include <cstring>
 #include <memory>
 #include <vector>
 
 namespace calm_test {
 using calm::Index;
 
+/// Of a type with minima: so small that minimum and step meet in one float without rounding; or so but in the last
+/// block.
+enum class Scales { small, last_apart };
+
 /// Random bytes with small finite scales, at an odd address: every other bit of every field is met, and also types that
 /// calm cannot encode.
-inline calm::StoredMatrix random_stored(calm::DType dtype, Index rows, Index cols, std::uint64_t seed) {
+inline calm::StoredMatrix random_stored(calm::DType dtype, Index rows, Index cols, std::uint64_t seed,
+                                        Scales scales = Scales::small) {
   const calm::StoredBlock block = calm::block_of(dtype);
   const Index bytes = rows * calm::bytes_of(dtype, cols);
   auto data = std::make_shared<std::vector<std::byte>>(static_cast<std::size_t>(bytes + 1));
@@ -23,10 +29,13 @@ inline calm::StoredMatrix random_stored(calm::DType dtype, Index rows, Index col
   const bool at_end = block.values == 1 || dtype == calm::DType::q6_k;
   const bool has_minimum = dtype == calm::DType::q4_1 || dtype == calm::DType::q5_1 || dtype == calm::DType::q4_k ||
                            dtype == calm::DType::q5_k;
-  for (Index i = 0; i < bytes; i += block.bytes) {  // keeps the highest bits of exponents clear
-    first[i + (at_end ? block.bytes - 1 : 1)] &= std::byte{0xBB};
-    if (has_minimum) first[i + 3] &= std::byte{0xBB};
+  const std::byte mask{!has_minimum ? 0xBBU : block.values == 32 ? 0x9BU : 0x8BU};  // of the highest bits of exponents
+  for (Index i = 0; i < bytes; i += block.bytes) {
+    first[i + (at_end ? block.bytes - 1 : 1)] &= mask;
+    if (has_minimum) first[i + 3] &= mask;
   }
+  if (has_minimum && scales == Scales::last_apart)  // 0.75 and more, and the smallest that there is
+    std::memcpy(first + bytes - block.bytes, "\x01\x3A\x01\x00", 4);
   return {data, first, dtype, rows, cols};
 }
 

@@ -1,42 +1,91 @@
 // CompactForm: bf16 weights in 12 bits a value, without loss.
 //
-// Decoding is a read of the weights, and a bf16 weight holds fewer than 16 bits: most of a panel's 256 exponents never
-// occur. A value is kept as its 7 bits of mantissa and a code of 5 bits for sign and exponent: 15 exponents in a row,
-// those that most values of the panel have, and the exponent of zero. A column of a panel where a value has another
-// exponent is kept once more, as it is, and read in place of its codes. The values, so the bits of products, stay the
-// same. The same holds for an f32 weight whose values are those of bf16, as where a bf16 checkpoint was stored in f32.
+// Decoding is a read of the weights, and a bf16 weight holds fewer than 16 bits: of the 256 upper bytes, which are sign
+// and exponent but for its last bit, a panel has 16 in nearly all values. A value is kept as its lower byte and a code
+// of 4 bits for the upper one, which an instruction looks up for all bytes of a vector. A column of a panel where a
+// value has another upper byte is kept once more, as it is, and read in place of its codes. The values, so the bits of
+// products, stay the same. The same holds for an f32 weight whose values are those of bf16, as where a bf16 checkpoint
+// was stored in f32.
 //
-// Only where AVX-512 looks 32 codes up at once; elsewhere taking 12 bits apart costs more than reading 16.
+// Only where a machine looks up bytes (AVX2, AVX-512): elsewhere that costs more than reading 16 bits.
 // Source of the observation: Zhang et al., "70% Size, 100% Accuracy: Lossless LLM Compression for Efficient GPU
 // Inference via Dynamic-Length Float" (2025), which uses Huffman codes.
 #pragma once
 
-#include <calm/backend/cpu_fields.hpp>
+#include <calm/backend/cpu_stored_rows.hpp>
 
 #include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <optional>
 #include <vector>
 
 namespace calm::inline CALM_ABI::cpu {
 
-/// 8 values of each row in 12 bytes, which are three words. A value is `code | mantissa << 5`: two lie in the first 24
-/// bits of each word; of the seventh and eighth, the lower 8 bits are the last of words 0 and 1, the upper 4 the last
-/// two groups of four bits of word 2.
+/// Elements `of(i)` of the bytes of a and b, one behind the other.
+template <class Of>
+[[gnu::always_inline]] inline Words chosen_bytes(Words a, Words b, Of of) {
+  using Bytes = Vector<std::uint8_t>;
+  return [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+    return reinterpret_cast<Words>(
+        __builtin_shufflevector(reinterpret_cast<Bytes>(a), reinterpret_cast<Bytes>(b), of(I)...));
+  }
+  (std::make_integer_sequence<int, static_cast<int>(vector_bytes)>{});
+}
+
+/// 8 values of each row in 12 bytes, which are three words: the lower bytes of values 0 to 3, of 4 to 7, and in byte j
+/// the codes of values j and 4 + j. Of each 16 bytes of a vector, which are the words of four rows, the first 8 are
+/// bytes 0 and 1 of each row, so that two come into one word with their upper bytes.
 struct CompactBf16 {
   static constexpr Index depth = 8, bytes = 12;
-  static constexpr int kept = 2;
-  static constexpr bool available = vector_bytes == 64;
+#if defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__))
+  static constexpr bool available = true;
+#else
+  static constexpr bool available = false;
+#endif
+
+  /// Words in this order.
+  static Words ordered(Words words) {
+    return chosen_bytes(words, words, [](int i) { return i / 16 * 16 + i % 8 / 2 * 4 + i % 16 / 8 * 2 + i % 2; });
+  }
+
+  /// Values 2 pair and 2 pair + 1 of each row, the upper halves of floats. `table` has the upper bytes, by their codes,
+  /// in each 16 bytes.
+  [[gnu::always_inline]] static Words two(const auto& word, Words table, int pair) {
+    const Words lower = word(pair / 2), upper = look_up(table, (word(2) >> pair / 2 * 4) & 0x0F0F0F0FU);
+    constexpr int end = static_cast<int>(vector_bytes);
+    if (pair % 2 == 0) return chosen_bytes(lower, upper, [](int i) { return i / 16 * 16 + i % 16 / 2 + i % 2 * end; });
+    return chosen_bytes(lower, upper, [](int i) { return i / 16 * 16 + 8 + i % 16 / 2 + i % 2 * end; });
+  }
+
+ private:
+  [[gnu::always_inline]] static Words look_up(Words table, Words codes) {
+#if defined(__AVX512BW__)
+    return reinterpret_cast<Words>(
+        _mm512_shuffle_epi8(reinterpret_cast<__m512i>(table), reinterpret_cast<__m512i>(codes)));
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+    return reinterpret_cast<Words>(
+        _mm256_shuffle_epi8(reinterpret_cast<__m256i>(table), reinterpret_cast<__m256i>(codes)));
+#else
+    return table & codes;  // never called
+#endif
+  }
 };
 
-/// What belongs to one panel: code c, from 1 to 15, is the exponent base + c; 0 is 0.
+/// What belongs to one panel.
 struct CompactPanel {
-  std::uint32_t base = 0;
-  std::vector<Index> columns;                         // that hold a value of another exponent, in order
+  std::array<std::uint8_t, 16> upper{};               // bytes, by their codes
+  std::vector<Index> columns;                         // that hold a value of another one, in order
   std::vector<std::array<float, panel_rows>> values;  // of these columns
+
+  Words table() const {
+    Words all;
+    for (Index i = 0; i < vector_bytes; i += 16) std::memcpy(reinterpret_cast<std::byte*>(&all) + i, upper.data(), 16);
+    return all;
+  }
 };
 
 template <Index Panels>
@@ -71,62 +120,33 @@ struct CompactRows : InterleavedRows<Panels> {
   }
 };
 
-/// Sign and exponent of each of the 32 codes, in place.
-struct CompactTable {
-  Words positive, negative;
-
-  explicit CompactTable(std::uint32_t base) {
-    for (Index i = 0; i < row_lanes; ++i) {
-      positive[i] = i == 0 ? 0 : (base + static_cast<std::uint32_t>(i)) << 23;
-      negative[i] = positive[i] | 0x80000000U;
-    }
-  }
-  /// The values whose codes are the lowest bits of `codes`, and the mantissas bits 16 to 22 of `mantissas`.
-  [[gnu::always_inline]] Floats values(Words codes, Words mantissas) const {
-#if defined(__AVX512F__)
-    const auto upper = _mm512_permutex2var_epi32(reinterpret_cast<__m512i>(positive), reinterpret_cast<__m512i>(codes),
-                                                 reinterpret_cast<__m512i>(negative));
-    return as_floats(choose_bits(0x007F0000, mantissas, reinterpret_cast<Words>(upper)));
-#else
-    return as_floats(codes & mantissas);  // never called: CompactBf16::available
-#endif
-  }
-};
-
 /// Calls use(k, the values of each part) for all k of whole panels of rows.
 template <class Columns, Index Panels>
 [[gnu::always_inline]] inline void for_each_column(const CompactRows<Panels>& rows, Index depth, const auto& use) {
   constexpr int parts = 2 * Panels;
   AskingAhead<Panels> from(rows);
-  const auto tables = [&]<std::size_t... I>(std::index_sequence<I...>) {
-    return std::array{CompactTable(rows.panel[I].base)...};
-  }
-  (std::make_index_sequence<static_cast<std::size_t>(Panels)>{});
+  const auto table = each_part<parts>([&](int p) { return rows.panel[p / 2].table(); });
   Index exception = rows.next_exception(rows.column);
   for (Index k = 0; k < depth; k += Columns::depth, from.move_on(Columns::bytes)) {
-    const auto word = [&](int p, int t) {
-      return *reinterpret_cast<const Words*>(from.first + p / 2 * from.panel_bytes + (2 * t + p % 2) * vector_bytes);
-    };
-    const auto column = [&](int j) {
-      return each_part<parts>([&](int p) {
-        const CompactTable& table = tables[static_cast<std::size_t>(p / 2)];
-        if (j < 6)
-          return table.values(move_bits(word(p, j / 2), j % 2 * 12, 0), move_bits(word(p, j / 2), j % 2 * 12 + 5, 16));
-        const Words v = choose_bits(0xF00, word(p, 2) >> (j == 6 ? 16 : 20), word(p, j - 6) >> 24);
-        return table.values(v, v << 11);
+    const auto two_columns = [&](int pair, const auto& take) {
+      const auto two = each_part<parts>([&](int p) {
+        const std::byte* words = from.first + p / 2 * from.panel_bytes + p % 2 * vector_bytes;
+        return Columns::two([&](int t) { return reinterpret_cast<const Words*>(words)[2 * t]; }, table.part[p], pair);
       });
+      take(2 * pair, each_part<parts>([&](int p) { return as_floats(two.part[p] << 16); }));
+      take(2 * pair + 1, each_part<parts>([&](int p) { return as_floats(two.part[p] & 0xFFFF0000U); }));
     };
     if (k + Columns::depth <= depth && exception >= rows.column + k + Columns::depth) [[likely]] {
-#pragma GCC unroll 8
-      for (int j = 0; j < 8; ++j) {
-        if (j < 3) from.template ask<4>(4 * j);
-        use(k + j, column(j));
+#pragma GCC unroll 4
+      for (int pair = 0; pair < 4; ++pair) {
+        if (pair < 3) from.template ask<4>(4 * pair);
+        two_columns(pair, [&](int j, const auto& values) { use(k + j, values); });
       }
     } else {
       from.template ask<Columns::bytes>(0);
       PanelVectors<float, parts> all[8];
-#pragma GCC unroll 8
-      for (int j = 0; j < 8; ++j) all[j] = column(j);
+#pragma GCC unroll 4
+      for (int pair = 0; pair < 4; ++pair) two_columns(pair, [&](int j, const auto& values) { all[j] = values; });
       for (Index j = 0; j < std::min(Columns::depth, depth - k); ++j) {
         if (const Index at = rows.column + k + j; at == exception) {
           rows.correct(at, all[j]);
@@ -179,37 +199,37 @@ inline void read_upper_halves(const StoredMatrix& w, Index i, std::uint16_t* tar
   for (Index k = 0; k < w.cols(); ++k) std::memcpy(target + k, row + k * width, sizeof(*target));
 }
 
-/// Writes the codes of a panel to `target` from its values [panel_rows, columns].
+/// Writes a panel to `target` from its values [panel_rows, columns].
 inline CompactPanel compact_panel(MatrixView<const std::uint16_t> values, std::byte* target) {
-  std::array<Index, 257> up_to{};  // how many values have a smaller exponent
+  std::array<Index, 256> count{};  // of each upper byte
   for (Index i = 0; i < values.rows; ++i)
-    for (Index k = 0; k < values.cols; ++k) ++up_to[(values(i, k) >> 7 & 0xFFU) + 1U];
-  for (std::size_t e = 1; e < up_to.size(); ++e) up_to[e] += up_to[e - 1];
+    for (Index k = 0; k < values.cols; ++k) ++count[values(i, k) >> 8U];
+  std::array<std::uint8_t, 256> by_count;
+  std::iota(by_count.begin(), by_count.end(), std::uint8_t{0});
+  std::partial_sort(by_count.begin(), by_count.begin() + 16, by_count.end(),
+                    [&](auto a, auto b) { return count[a] != count[b] ? count[a] > count[b] : a < b; });
   CompactPanel panel;
-  Index most = -1;
-  for (std::uint32_t base = 0; base + 15 < 256; ++base)
-    if (const Index count = up_to[base + 16] - up_to[base + 1]; count > most) most = count, panel.base = base;
-  for (Index k = 0; k < values.cols; k += CompactBf16::depth) {
-    const Index count = std::min(CompactBf16::depth, values.cols - k);
-    std::array<bool, CompactBf16::depth> coded;
-    coded.fill(true);
-    for (Index i = 0; i < values.rows; ++i) {
-      std::array<std::uint32_t, CompactBf16::depth> all{};
-      for (Index j = 0; j < count; ++j) {
-        const std::uint32_t value = values(i, k + j), exponent = value >> 7 & 0xFFU;
-        const std::uint32_t code = exponent == 0 ? 0 : exponent - panel.base;
-        const auto at = static_cast<std::size_t>(j);
-        coded[at] &= (code == 0) == (exponent == 0) && code <= 15;
-        all[at] = (code & 15U) | value >> 15 << 4 | (value & 0x7FU) << 5;
+  constexpr std::uint32_t none = 16;
+  std::array<std::uint32_t, 256> code_of;
+  code_of.fill(none);
+  for (std::uint32_t code = 0; code < none; ++code) code_of[panel.upper[code] = by_count[code]] = code;
+  for (Index k = 0; k < values.cols; k += CompactBf16::depth, target += CompactBf16::bytes * panel_rows) {
+    const Index width = std::min(CompactBf16::depth, values.cols - k);
+    std::array<std::uint32_t, CompactBf16::depth> found{};  // all bits of the codes of a column
+    std::uint32_t words[3][panel_rows] = {};
+    for (Index i = 0; i < panel_rows; ++i)
+      for (Index j = 0; j < width; ++j) {
+        const std::uint32_t value = values(i, k + j), code = code_of[value >> 8U];
+        words[j / 4][i] |= (value & 0xFFU) << j % 4 * 8;
+        words[2][i] |= (code & 15U) << (j % 4 * 8 + j / 4 * 4);
+        found[static_cast<std::size_t>(j)] |= code;
       }
-      const std::array words{all[0] | all[1] << 12 | all[6] << 24, all[2] | all[3] << 12 | all[7] << 24,
-                             all[4] | all[5] << 12 | all[6] >> 8 << 24 | all[7] >> 8 << 28};
-      std::byte* const block = target + k / CompactBf16::depth * CompactBf16::bytes * panel_rows + i * 4;
-      for (Index t = 0; t < 3; ++t)
-        std::memcpy(block + t * 4 * panel_rows, &words[static_cast<std::size_t>(t)], sizeof(words[0]));
+    for (Index v = 0; v < 6; ++v) {
+      const Words ordered = CompactBf16::ordered(*reinterpret_cast<const Words*>(words[v / 2] + v % 2 * row_lanes));
+      std::memcpy(target + v * vector_bytes, &ordered, sizeof(ordered));
     }
-    for (Index j = 0; j < count; ++j) {
-      if (coded[static_cast<std::size_t>(j)]) continue;
+    for (Index j = 0; j < width; ++j) {
+      if (found[static_cast<std::size_t>(j)] < none) continue;
       panel.columns.push_back(k + j);
       auto& column = panel.values.emplace_back();
       for (Index i = 0; i < values.rows; ++i) column[static_cast<std::size_t>(i)] = to_float(bf16{values(i, k + j)});

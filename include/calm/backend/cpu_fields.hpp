@@ -21,44 +21,54 @@ namespace calm::inline CALM_ABI::cpu {
   return from >= to ? words >> (from - to) : words << (to - from);
 }
 
-/// The integer in bits [position, position + Bits) of each word, less `offset`, as a float: as bits of the mantissa of
-/// a power of two that has a step of 1 there. The bits must lie in a mantissa's 23.
-template <int Bits>
-[[gnu::always_inline]] inline Floats float_of_field(Words words, int position, int offset) {
-  const std::uint32_t mask = ((1U << Bits) - 1) << position;
-  const auto power = static_cast<std::uint32_t>(23 - position);
-  return as_floats(choose_bits(mask, words, every_lane((127 + power) << 23))) -
-         static_cast<float>(static_cast<int>(1U << power) + offset);
-}
-
-/// The lowest Bits bits of each word, less Offset, as a float. For four bits AVX-512 looks into a table and heeds no
-/// others.
-template <int Bits, int Offset>
-[[gnu::always_inline]] inline Floats float_of_lowest(Words words) {
+/// Integers of Bits bits, less Offset, at `position` of words, as floats: as bits of the mantissa of a power of two,
+/// whose exponent is put above them. The bits must lie in a mantissa's 23; no others are heeded. For four lowest bits
+/// AVX-512 looks into a table.
+template <int Bits, int Offset, int Position>
+struct Field {
 #if defined(__AVX512F__)
-  if constexpr (Bits == 4) {
-    constexpr auto table = []<int... I>(std::integer_sequence<int, I...>) {
-      return Floats{static_cast<float>(I - Offset)...};
-    };
-    constexpr Floats values = table(std::make_integer_sequence<int, 16>{});
-    return reinterpret_cast<Floats>(
-        _mm512_permutexvar_ps(reinterpret_cast<__m512i>(words), reinterpret_cast<__m512>(values)));
-  }
+  static constexpr bool from_table = Bits == 4 && Position == 0;
+#else
+  static constexpr bool from_table = false;
 #endif
-  return float_of_field<Bits>(words, 0, Offset);
-}
+  /// What is to be taken from floats(): that power of two, and Offset.
+  static constexpr int bias = from_table ? 0 : (1 << (23 - Position)) + Offset;
+
+  [[gnu::always_inline]] static Floats floats(Words words) {
+#if defined(__AVX512F__)
+    if constexpr (from_table) {
+      constexpr auto table = []<int... I>(std::integer_sequence<int, I...>) {
+        return Floats{static_cast<float>(I - Offset)...};
+      };
+      constexpr Floats values = table(std::make_integer_sequence<int, 16>{});
+      return reinterpret_cast<Floats>(
+          _mm512_permutexvar_ps(reinterpret_cast<__m512i>(words), reinterpret_cast<__m512>(values)));
+    }
+#endif
+    constexpr std::uint32_t mask = ((1U << Bits) - 1) << Position, exponent = (127 + 23 - Position) << 23;
+    return as_floats(choose_bits(mask, words, every_lane(exponent)));
+  }
+  [[gnu::always_inline]] static Floats values(Words words) {
+    return from_table ? floats(words) : floats(words) - static_cast<float>(bias);
+  }
+};
 
 /// Count integers of Bits bits in as few words: `in_word` whole ones in each; where that leaves two bits of each word,
 /// they hold the last integer or two: integer r of these has its bits 0 and 1 in word 2 r, 2 and 3 in word 2 r + 1, and
 /// what is above in the last word.
 template <int Bits, int Count, int Offset>
 struct Fields {
+  /// Where a bias becomes a part of a scale without rounding: the top of a mantissa, and for bytes what takes one shift
+  /// less.
+  static constexpr int position = Field<Bits, Offset, 0>::from_table ? 0 : Bits == 8 ? 8 : 23 - Bits;
+  using Place = Field<Bits, Offset, position>;
+  /// What floats() are too large by. It is taken away where the value is multiplied by its scale, by the same
+  /// instruction, if the machine has one that rounds once.
+  static constexpr int bias = fused_multiply_add ? Place::bias : 0;
   static constexpr int words = Bits * Count / 32, in_word = 32 / Bits, rest = Count - words * in_word;
-  static constexpr int in_mantissa = 23 / Bits;  // of these; the others are moved there
-
   static_assert(Bits * Count % 32 == 0 && (rest == 0 || (Bits == 5 && rest == 2) || (Bits == 6 && rest == 1)));
 
-  /// Calls use(i, integer i less Offset of each part, as a float) for all i in order. Word t begins at byte
+  /// Calls use(i, integer i less Offset of each part, as a float, and bias) for all i in order. Word t begins at byte
   /// place + 4 t of a row.
   template <class Rows>
   [[gnu::always_inline]] static void floats(const Rows& rows, Index place, const auto& use) {
@@ -67,22 +77,17 @@ struct Fields {
     for (int t = 0; t < words; ++t) {
       rows.template ask<4>(place + 4 * t);
       const auto all = word(t);
-      const auto upper = each_part<Rows::parts>([&](int p) { return all.part[p] >> in_mantissa * Bits; });
 #pragma GCC unroll 8
       for (int f = 0; f < in_word; ++f)
-        use(t * in_word + f, each_part<Rows::parts>([&](int p) {
-              if constexpr (Bits == 4) return float_of_lowest<Bits, Offset>(all.part[p] >> f * Bits);
-              if (f < in_mantissa) return float_of_field<Bits>(all.part[p], f * Bits, Offset);
-              if (vector_bytes == 64) return float_of_field<Bits>(upper.part[p], (f - in_mantissa) * Bits, Offset);
-              return float_of_lowest<Bits, Offset>(all.part[p] >> f * Bits);  // fewer registers
-            }));
+        use(t * in_word + f, each_part<Rows::parts>([&](int p) { return as_float(all.part[p], f * Bits); }));
     }
 #pragma GCC unroll 2
     for (int r = 0; r < rest; ++r) {
       const auto a = word(2 * r), b = word(2 * r + 1), c = word(words - 1);
       use(words * in_word + r, each_part<Rows::parts>([&](int p) {
             const Words low = choose_bits(3, a.part[p] >> 30, b.part[p] >> 28);
-            return float_of_field<Bits>(choose_bits(15, low, move_bits(c.part[p], 30 + r, 4)), 0, Offset);
+            const Words all = choose_bits(15, low, move_bits(c.part[p], 30 + r, 4));
+            return as_float(all, 0);
           }));
     }
   }
@@ -99,6 +104,12 @@ struct Fields {
       all[words - 1] |= (Bits == 6 ? last >> 4 << 30 : (last >> 4 & 1U) << (30 + r));
     }
     for (int t = 0; t < words; ++t) std::memcpy(target + t * step, &all[t], sizeof(all[t]));
+  }
+
+ private:
+  [[gnu::always_inline]] static Floats as_float(Words integers, int from) {
+    const Words moved = move_bits(integers, from, position);
+    return bias == Place::bias ? Place::floats(moved) : Place::values(moved);
   }
 };
 

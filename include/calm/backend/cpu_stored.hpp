@@ -117,9 +117,8 @@ struct StoredPanels {
 struct InterleavedForm {
   PackedMatrix<std::byte> values;  // a panel a row
 
-  /// Two at a time, so that more sums go on, where the machine's registers hold what is needed for that.
   template <class Columns>
-  static constexpr Index most = 4 * (Columns::kept + 2) < (vector_bytes == 64 ? 32 : 16) ? 2 : 1;
+  static constexpr Index most = 2;  // at a time, so that more sums go on
 
   std::size_t bytes() const { return values.bytes(); }
   template <Index Panels>
@@ -128,19 +127,24 @@ struct InterleavedForm {
   }
 };
 
+/// The interleaved form of a weight; none where it would not have the same values.
 template <class Stored>
-InterleavedForm interleaved(ThreadPool& pool, Scratch& scratch, const StoredMatrix& w) {
+std::optional<InterleavedForm> interleaved(ThreadPool& pool, Scratch& scratch, const StoredMatrix& w) {
   using Columns = StoredColumns<Stored>;
   const Index panels = panels_of<float>(w.rows()), blocks = ceil_divide(w.cols(), Columns::depth);
   InterleavedForm form{PackedMatrix<std::byte>(panels, blocks * Columns::bytes * panel_rows)};
+  std::atomic<bool> same = true;
   pool.for_each_tile(panels, [&](Index p, int thread) {
     auto& arena = scratch[static_cast<std::size_t>(thread)];
     arena.reset();
     for_each_piece<Columns>(rows_of_panel(arena, w, p), w.cols(), [&](Index k, auto, StoredRows rows) {
+      if constexpr (BlockQuantised<Stored>)
+        if (!Columns::can_interleave(rows)) same = false;
       std::byte* const target = &form.values(p, k / Columns::depth * Columns::bytes * panel_rows);
       Columns::decode(Interleaver{rows, target}, [](int, const auto&) {});
     });
   });
+  if (!same) return std::nullopt;
   return form;
 }
 
@@ -229,11 +233,16 @@ inline void multiply_input_gradient(ThreadPool& pool, Scratch& scratch, MatrixVi
   });
 }
 
-/// What interleaved products keep of a weight, with the same values.
+/// What interleaved products keep of a weight, with the same values; or nothing, if it is read as it is stored.
 struct KeptForm {
-  std::variant<InterleavedForm, CompactForm> form;
+  std::variant<std::monostate, InterleavedForm, CompactForm> form;
   std::size_t bytes() const {
-    return std::visit([](const auto& kept) { return kept.bytes(); }, form);
+    return std::visit(
+        []<class Form>(const Form& kept) -> std::size_t {
+          if constexpr (std::is_same_v<Form, std::monostate>) return 0;
+          else return kept.bytes();
+        },
+        form);
   }
 };
 
@@ -242,7 +251,8 @@ KeptForm kept_form(ThreadPool& pool, Scratch& scratch, const StoredMatrix& w) {
   if constexpr (CompactBf16::available && (std::is_same_v<Stored, bf16> || std::is_same_v<Stored, float>))
     if (std::is_same_v<Stored, bf16> || is_bf16(pool, w))
       if (auto form = compact(pool, scratch, w)) return {std::move(*form)};
-  return {interleaved<Stored>(pool, scratch, w)};
+  if (auto form = interleaved<Stored>(pool, scratch, w)) return {std::move(*form)};
+  return {};
 }
 
 enum class StoredForm { rows, interleaved };
@@ -278,8 +288,9 @@ class StoredProducts final : public OwnProducts {
         fn(StoredColumns<Stored>{}, StoredPanels{w});
       } else {
         const auto& kept = w.packed<KeptForm>([&] { return kept_form<Stored>(pool_, scratch_, w); });
-        if (const auto* form = std::get_if<InterleavedForm>(&kept.form)) fn(StoredColumns<Stored>{}, *form);
-        else if constexpr (CompactBf16::available) fn(CompactBf16{}, std::get<CompactForm>(kept.form));
+        if (const auto* in_order = std::get_if<InterleavedForm>(&kept.form)) fn(StoredColumns<Stored>{}, *in_order);
+        else if (const auto* compact = std::get_if<CompactForm>(&kept.form)) fn(CompactBf16{}, *compact);
+        else fn(StoredColumns<Stored>{}, StoredPanels{w});
       }
     });
   }

@@ -12,15 +12,13 @@
 namespace calm::inline CALM_ABI::cpu {
 
 /// StoredColumns<Stored>: `depth` values of each row lie in `bytes`. decode() calls use(k, the values of each part) for
-/// k from 0 to depth - 1, in this order, and rows.ask() of all bytes in small steps (AskingAhead). `kept`: how many
-/// vectors of a part it needs from one value to the next.
+/// k from 0 to depth - 1, in this order, and rows.ask() of all bytes in small steps (AskingAhead).
 template <class Stored>
 struct StoredColumns;
 
 template <>
 struct StoredColumns<double> {
   static constexpr Index depth = 2, bytes = 16;
-  static constexpr int kept = 0;
   template <class Rows>
   [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
     rows.template ask<bytes>(0);
@@ -39,7 +37,6 @@ struct StoredColumns<double> {
 template <>
 struct StoredColumns<float> {
   static constexpr Index depth = 4, bytes = 16;
-  static constexpr int kept = 0;
   template <class Rows>
   [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
     rows.template ask<bytes>(0);
@@ -52,7 +49,6 @@ struct StoredColumns<float> {
 template <>
 struct StoredColumns<bf16> {
   static constexpr Index depth = 8, bytes = 16;
-  static constexpr int kept = 0;
   template <class Rows>
   [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
     rows.template ask<bytes>(0);
@@ -68,7 +64,6 @@ struct StoredColumns<bf16> {
 template <>
 struct StoredColumns<f16> {
   static constexpr Index depth = 8, bytes = 16;
-  static constexpr int kept = 0;
   template <class Rows>
   [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
     rows.template ask<bytes>(0);

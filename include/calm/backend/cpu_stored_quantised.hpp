@@ -12,24 +12,52 @@
 
 namespace calm::inline CALM_ABI::cpu {
 
-/// Of each part of Rows: the values of integers q are step q, or step q + minimum.
-template <class Rows>
-struct Scale {
-  PanelVectors<float, Rows::parts> step;
-  [[gnu::always_inline]] Floats value(int p, Floats q) const { return step.part[p] * q; }
-};
+/// Of each part of Rows: the values of integers q are step q + minimum.
 template <class Rows>
 struct ScaleAndMinimum {
   PanelVectors<float, Rows::parts> step, minimum;
   [[gnu::always_inline]] Floats value(int p, Floats q) const {
     return multiply_add<float>(step.part[p], q, minimum.part[p]);
   }
+  /// For q that are larger by Bias.
+  template <int Bias>
+  [[gnu::always_inline]] ScaleAndMinimum less() const {
+    return {step, each_part<Rows::parts>([&](int p) {
+              return multiply_add<float>(step.part[p], every_lane(static_cast<float>(-Bias)), minimum.part[p]);
+            })};
+  }
+  /// Lanes, all bits set, where less() rounds, or is no number.
+  template <int Bias>
+  Words rounds() const {
+    const auto sum = less<Bias>().minimum;
+    Words any{};
+    for (int p = 0; p < Rows::parts; ++p) {
+      const Floats taken = step.part[p] * static_cast<float>(-Bias);
+      const auto exact = (sum.part[p] - taken == minimum.part[p]) & (sum.part[p] - minimum.part[p] == taken);
+      any |= ~reinterpret_cast<Words>(exact);
+    }
+    return any;
+  }
+};
+
+/// step q.
+template <class Rows>
+struct Scale {
+  PanelVectors<float, Rows::parts> step;
+  [[gnu::always_inline]] Floats value(int p, Floats q) const { return step.part[p] * q; }
+  template <int Bias>
+  [[gnu::always_inline]] ScaleAndMinimum<Rows> less() const {
+    return {step, each_part<Rows::parts>([&](int p) { return step.part[p] * static_cast<float>(-Bias); })};
+  }
+  template <int Bias>
+  Words rounds() const {
+    return ScaleAndMinimum<Rows>{step, each_part<Rows::parts>([](int) { return Floats{}; })}.template rounds<Bias>();
+  }
 };
 
 /// What a block of a type consists of:
 ///   bits, group_size, offset   the bits of an integer, how many values share a scale, what integers are too large by
 ///   place                      the first byte of the integers in an interleaved copy
-///   kept                       how many vectors of a part are needed from one value to the next
 ///   scales(rows)               all scales of a block
 ///   scale(scales, group)        the Scale, or ScaleAndMinimum, of a group
 ///   integers(rows, group, use)  calls use(i, integer i of each part, with any bits above it) in order, from the file
@@ -38,7 +66,7 @@ struct Layout;
 
 template <>
 struct Layout<Q8_0> {
-  static constexpr int bits = 8, group_size = 32, offset = 128, kept = 1;
+  static constexpr int bits = 8, group_size = 32, offset = 128;
   static constexpr Index place = 2;
 
   template <class Rows>
@@ -68,8 +96,7 @@ struct Layout<Q8_0> {
 template <int Bits, bool HasMinimum>
 struct Layout<QuantisedBlock32<Bits, HasMinimum>> {
   using Block = QuantisedBlock32<Bits, HasMinimum>;
-  static constexpr int bits = Bits, group_size = 32, offset = HasMinimum ? 0 : 1 << (Bits - 1),
-                       kept = HasMinimum ? 2 : 1;
+  static constexpr int bits = Bits, group_size = 32, offset = HasMinimum ? 0 : 1 << (Bits - 1);
   static constexpr Index place = HasMinimum ? 4 : 2;
 
   template <class Rows>
@@ -104,7 +131,7 @@ struct Layout<QuantisedBlock32<Bits, HasMinimum>> {
 template <int Bits>
 struct Layout<QuantisedBlock256<Bits>> {
   using Block = QuantisedBlock256<Bits>;
-  static constexpr int bits = Bits, group_size = 32, offset = 0, kept = 2;
+  static constexpr int bits = Bits, group_size = 32, offset = 0;
   static constexpr Index place = 16;
 
   template <class Rows, class Head>
@@ -150,7 +177,7 @@ struct Layout<QuantisedBlock256<Bits>> {
 
 template <>
 struct Layout<Q6_K> {
-  static constexpr int bits = 6, group_size = 16, offset = 32, kept = 2;
+  static constexpr int bits = 6, group_size = 16, offset = 32;
   static constexpr Index place = 0;
 
   template <class Rows, class Bytes>
@@ -190,7 +217,6 @@ struct StoredColumns<Stored> {
   using Own = Layout<Stored>;
   using Integers = Fields<Own::bits, Own::group_size, Own::offset>;
   static constexpr Index depth = Stored::values, bytes = Stored::bytes;
-  static constexpr int kept = Own::kept;
 
   template <class Rows>
   [[gnu::always_inline]] static void decode(const Rows& rows, const auto& use) {
@@ -204,7 +230,7 @@ struct StoredColumns<Stored> {
 #pragma GCC unroll 2
       for (int u = 0; u < at_once; ++u) {
         const int group = some * at_once + u;
-        const auto scale = Own::scale(scales, group);
+        const auto scale = scale_of<Rows>(scales, group);
         floats(
             rows, group, [&](int i, const auto& q) __attribute__((always_inline)) {
               use(group * Own::group_size + i,
@@ -214,10 +240,32 @@ struct StoredColumns<Stored> {
     }
   }
 
+  /// Whether an interleaved copy gives the values of these rows: the bias of Fields becomes a part of a minimum, which
+  /// needs no rounding where the largest is below 1, since f16 are multiples of 2^-24, and seldom elsewhere.
+  static bool can_interleave(const StoredRows& rows) {
+    if constexpr (Integers::bias == 0) return true;
+    Words any{};
+    const auto scales = Own::scales(rows);
+    for (int group = 0; group < static_cast<int>(depth) / Own::group_size; ++group)
+      any |= Own::scale(scales, group).template rounds<Integers::bias>();
+    std::uint32_t all = 0;
+    for (Index i = 0; i < row_lanes; ++i) all |= any[i];
+    return all == 0;
+  }
+
  private:
+  template <class Rows>
+  [[gnu::always_inline]] static auto scale_of(const auto& scales, int group) {
+    const auto scale = Own::scale(scales, group);
+    if constexpr (Integers::bias != 0 && !std::is_same_v<Rows, StoredRows>)
+      return scale.template less<Integers::bias>();
+    else return scale;
+  }
+
   [[gnu::always_inline]] static void floats(const StoredRows& rows, int group, const auto& use) {
+    using InLowest = Field<Own::bits, Own::offset, 0>;
     Own::integers(rows, group, [&](int i, const auto& q) {
-      use(i, each_part<StoredRows::parts>([&](int p) { return float_of_lowest<Own::bits, Own::offset>(q.part[p]); }));
+      use(i, each_part<StoredRows::parts>([&](int p) { return InLowest::values(q.part[p]); }));
     });
   }
   template <Index Panels>

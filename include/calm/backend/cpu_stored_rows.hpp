@@ -133,10 +133,14 @@ struct InterleavedRows {
     });
   }
   [[gnu::always_inline]] PanelVectors<float, parts> halves(Index place) const {
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || (defined(__F16C__) && defined(__AVX2__))
     return each_part<parts>([&](int p) {
-      const auto* half = first + p / 2 * panel_bytes + place * panel_rows + p % 2 * vector_bytes / 2;
+      const std::byte* half = first + p / 2 * panel_bytes + place * panel_rows + p % 2 * vector_bytes / 2;
+#if defined(__AVX512F__)
       return reinterpret_cast<Floats>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(half))));
+#else
+      return reinterpret_cast<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(half))));
+#endif
     });
 #else
     const auto all = numbers<std::uint16_t>(place);

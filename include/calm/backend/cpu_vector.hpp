@@ -58,6 +58,12 @@ template <class S>
 #endif
 }
 
+#if defined(__FMA__) || defined(__AVX512F__)
+inline constexpr bool fused_multiply_add = true;  // multiply_add rounds once
+#else
+inline constexpr bool fused_multiply_add = false;
+#endif
+
 /// `value` in every lane; less a zero, which leaves -0 as it is, so that nothing is computed.
 template <class S>
 [[gnu::always_inline]] inline Vector<S> every_lane(S value) {
