@@ -29,7 +29,9 @@ inline calm::StoredMatrix random_stored(calm::DType dtype, Index rows, Index col
   const bool at_end = block.values == 1 || dtype == calm::DType::q6_k;
   const bool has_minimum = dtype == calm::DType::q4_1 || dtype == calm::DType::q5_1 || dtype == calm::DType::q4_k ||
                            dtype == calm::DType::q5_k;
-  const std::byte mask{!has_minimum ? 0xBBU : block.values == 32 ? 0x9BU : 0x8BU};  // of the highest bits of exponents
+  const auto mask = static_cast<std::byte>(!has_minimum         ? 0xBB
+                                           : block.values == 32 ? 0x9B
+                                                                : 0x8B);  // of high exponents
   for (Index i = 0; i < bytes; i += block.bytes) {
     first[i + (at_end ? block.bytes - 1 : 1)] &= mask;
     if (has_minimum) first[i + 3] &= mask;

@@ -194,46 +194,70 @@ inline bool is_bf16(ThreadPool& pool, const StoredMatrix& w) {
 
 /// Row i of a weight in bf16, or in f32 with the values of bf16: the upper halves of f32.
 inline void read_upper_halves(const StoredMatrix& w, Index i, std::uint16_t* target) {
-  const Index width = w.dtype() == DType::f32 ? 4 : 2;
-  const std::byte* row = w.data() + i * w.row_bytes() + width - 2;
-  for (Index k = 0; k < w.cols(); ++k) std::memcpy(target + k, row + k * width, sizeof(*target));
+  const std::byte* row = w.data() + i * w.row_bytes();
+  if (w.dtype() == DType::bf16) std::memcpy(target, row, static_cast<std::size_t>(w.row_bytes()));
+  else
+    for (Index k = 0; k < w.cols(); ++k) std::memcpy(target + k, row + 4 * k + 2, sizeof(*target));
 }
 
-/// Writes a panel to `target` from its values [panel_rows, columns].
-inline CompactPanel compact_panel(MatrixView<const std::uint16_t> values, std::byte* target) {
-  std::array<Index, 256> count{};  // of each upper byte
+/// The 16 upper bytes that most of the values have, whole blocks of columns.
+inline std::array<std::uint8_t, 16> frequent_upper_bytes(MatrixView<const std::uint16_t> values) {
+  std::array<std::array<Index, 256>, 4> counts{};  // so that one count need not wait for the one before
   for (Index i = 0; i < values.rows; ++i)
-    for (Index k = 0; k < values.cols; ++k) ++count[values(i, k) >> 8U];
-  std::array<std::uint8_t, 256> by_count;
-  std::iota(by_count.begin(), by_count.end(), std::uint8_t{0});
-  std::partial_sort(by_count.begin(), by_count.begin() + 16, by_count.end(),
+    for (Index k = 0; k < values.cols; k += 4)
+      for (std::size_t j = 0; j < 4; ++j) ++counts[j][values.row(i)[k + static_cast<Index>(j)] >> 8U];
+  auto& count = counts[0];
+  for (std::size_t byte = 0; byte < count.size(); ++byte)
+    count[byte] += counts[1][byte] + counts[2][byte] + counts[3][byte];
+  std::array<std::uint8_t, 256> bytes;
+  std::iota(bytes.begin(), bytes.end(), std::uint8_t{0});
+  std::partial_sort(bytes.begin(), bytes.begin() + 16, bytes.end(),
                     [&](auto a, auto b) { return count[a] != count[b] ? count[a] > count[b] : a < b; });
-  CompactPanel panel;
-  constexpr std::uint32_t none = 16;
-  std::array<std::uint32_t, 256> code_of;
+  std::array<std::uint8_t, 16> upper;
+  std::copy_n(bytes.begin(), upper.size(), upper.begin());
+  return upper;
+}
+
+/// Writes a panel to `target` from its values [panel_rows, whole blocks of columns], of which the first `columns`
+/// count.
+inline CompactPanel compact_panel(Arena<HostMemory>& arena, MatrixView<const std::uint16_t> values, Index columns,
+                                  std::byte* target) {
+  CompactPanel panel{frequent_upper_bytes(values), {}, {}};
+  constexpr std::uint8_t none = 16;
+  std::array<std::uint8_t, 256> code_of;
   code_of.fill(none);
-  for (std::uint32_t code = 0; code < none; ++code) code_of[panel.upper[code] = by_count[code]] = code;
+  for (std::uint8_t code = 0; code < none; ++code) code_of[panel.upper[code]] = code;
+  const auto lower = arena.matrix<std::uint8_t>(values.rows, values.cols);
+  const auto codes = arena.matrix<std::uint8_t>(values.rows, values.cols);
+  const auto any = arena.matrix<std::uint8_t>(1, values.cols);  // all bits of the codes of a column
+  std::fill_n(any.data, values.cols, std::uint8_t{0});
+  for (Index i = 0; i < values.rows; ++i) {
+    const std::uint16_t* row = values.row(i);
+    std::uint8_t *const lower_of_row = lower.row(i), *const codes_of_row = codes.row(i);
+    for (Index k = 0; k < values.cols; ++k) lower_of_row[k] = static_cast<std::uint8_t>(row[k]);
+#pragma GCC unroll 8
+    for (Index k = 0; k < values.cols; ++k) codes_of_row[k] = code_of[row[k] >> 8U];
+    for (Index k = 0; k < values.cols; ++k) any.data[k] |= codes_of_row[k];
+  }
   for (Index k = 0; k < values.cols; k += CompactBf16::depth, target += CompactBf16::bytes * panel_rows) {
-    const Index width = std::min(CompactBf16::depth, values.cols - k);
-    std::array<std::uint32_t, CompactBf16::depth> found{};  // all bits of the codes of a column
-    std::uint32_t words[3][panel_rows] = {};
-    for (Index i = 0; i < panel_rows; ++i)
-      for (Index j = 0; j < width; ++j) {
-        const std::uint32_t value = values(i, k + j), code = code_of[value >> 8U];
-        words[j / 4][i] |= (value & 0xFFU) << j % 4 * 8;
-        words[2][i] |= (code & 15U) << (j % 4 * 8 + j / 4 * 4);
-        found[static_cast<std::size_t>(j)] |= code;
-      }
+    std::uint32_t words[3][panel_rows];
+    for (Index i = 0; i < panel_rows; ++i) {
+      std::uint32_t four_codes[2];
+      std::memcpy(&words[0][i], &lower(i, k), 4);
+      std::memcpy(&words[1][i], &lower(i, k + 4), 4);
+      std::memcpy(four_codes, &codes(i, k), 8);
+      words[2][i] = (four_codes[0] & 0x0F0F0F0FU) | (four_codes[1] & 0x0F0F0F0FU) << 4;
+    }
     for (Index v = 0; v < 6; ++v) {
       const Words ordered = CompactBf16::ordered(*reinterpret_cast<const Words*>(words[v / 2] + v % 2 * row_lanes));
       std::memcpy(target + v * vector_bytes, &ordered, sizeof(ordered));
     }
-    for (Index j = 0; j < width; ++j) {
-      if (found[static_cast<std::size_t>(j)] < none) continue;
-      panel.columns.push_back(k + j);
-      auto& column = panel.values.emplace_back();
-      for (Index i = 0; i < values.rows; ++i) column[static_cast<std::size_t>(i)] = to_float(bf16{values(i, k + j)});
-    }
+  }
+  for (Index k = 0; k < columns; ++k) {
+    if (any.data[k] < none) continue;
+    panel.columns.push_back(k);
+    auto& column = panel.values.emplace_back();
+    for (Index i = 0; i < values.rows; ++i) column[static_cast<std::size_t>(i)] = to_float(bf16{values(i, k)});
   }
   return panel;
 }
@@ -242,17 +266,18 @@ inline CompactPanel compact_panel(MatrixView<const std::uint16_t> values, std::b
 /// twice that it takes more than 7/8 of bf16.
 inline std::optional<CompactForm> compact(ThreadPool& pool, Scratch& scratch, const StoredMatrix& w) {
   if (w.empty()) return std::nullopt;
-  const Index panels = panels_of<float>(w.rows());
-  CompactForm form{{panels, ceil_divide(w.cols(), CompactBf16::depth) * CompactBf16::bytes * panel_rows},
+  const Index panels = panels_of<float>(w.rows()), blocks = ceil_divide(w.cols(), CompactBf16::depth);
+  CompactForm form{{panels, blocks * CompactBf16::bytes * panel_rows},
                    std::vector<CompactPanel>(static_cast<std::size_t>(panels))};
   pool.for_each_tile(panels, [&](Index p, int thread) {
     auto& arena = scratch[static_cast<std::size_t>(thread)];
     arena.reset();
-    const auto values = arena.matrix<std::uint16_t>(panel_rows, w.cols());
-    for (Index i = 0; i < panel_rows; ++i)
-      if (const Index row = p * panel_rows + i; row < w.rows()) read_upper_halves(w, row, values.row(i));
-      else std::fill_n(values.row(i), w.cols(), std::uint16_t{});
-    form.panel[static_cast<std::size_t>(p)] = compact_panel(values, &form.values(p, 0));
+    const auto values = arena.matrix<std::uint16_t>(panel_rows, blocks * CompactBf16::depth);
+    for (Index i = 0; i < panel_rows; ++i) {  // the last row again where there are fewer
+      read_upper_halves(w, std::min(p * panel_rows + i, w.rows() - 1), values.row(i));
+      std::fill(values.row(i) + w.cols(), values.row(i) + values.cols, std::uint16_t{});
+    }
+    form.panel[static_cast<std::size_t>(p)] = compact_panel(arena, values, w.cols(), &form.values(p, 0));
   });
   const auto in_bf16 = static_cast<std::size_t>(panels * panel_rows * w.cols()) * sizeof(std::uint16_t);
   if (form.bytes() > in_bf16 / 8 * 7) return std::nullopt;
