@@ -1,6 +1,7 @@
 // Sampler: the next token from logits: greedy, or by temperature, top-k and top-p (Holtzman et al., arXiv 1904.09751).
 #pragma once
 
+#include <calm/backend/cpu_vector.hpp>
 #include <calm/core/error.hpp>
 #include <calm/core/random.hpp>
 
@@ -44,69 +45,74 @@ class Sampler {
     const auto found = std::max_element(logits.begin(), logits.end());
     const Scalar largest = *found;
     require<NumericError>(std::isfinite(largest), "the largest logit is ", largest);
-    const double log_total = std::log(sum_of_weights(logits, largest, 1.0)) + static_cast<double>(largest);
+    const double log_total = std::log(weigh(logits, largest, 1)) + static_cast<double>(largest);
     const auto best = static_cast<std::size_t>(found - logits.begin());
-    const bool all =
-        options_.top_p == 1 && (options_.top_k == 0 || static_cast<std::size_t>(options_.top_k) >= logits.size());
-    const std::size_t chosen = options_.temperature == 0 ? best
-                               : all                     ? draw(logits, largest, random).value_or(best)
-                                                         : draw_most_likely(logits, largest, random);
+    const std::size_t chosen = options_.temperature == 0 ? best : draw(logits, largest, random).value_or(best);
     return {static_cast<TokenId>(chosen), static_cast<double>(logits[chosen]) - log_total};
   }
 
  private:
+  /// Each token's exp((logit - largest) / temperature), of which nothing is left where a logit is that of a masked
+  /// token, and their sum.
   template <class Scalar>
-  static double weight(Scalar logit, Scalar largest, double temperature) {
-    return std::exp(static_cast<double>(logit - largest) / temperature);
-  }
-  template <class Scalar>
-  static double sum_of_weights(std::span<const Scalar> logits, Scalar largest, double temperature) {
-    double total = 0;
-    for (const Scalar x : logits) total += weight(x, largest, temperature);
-    return total;
+  double weigh(std::span<const Scalar> logits, Scalar largest, double temperature) {
+    using Chunk = cpu::Chunk<double>;
+    weights_.resize(logits.size());
+    const Chunk least(-700.0), nothing(0.0);  // exp of less than that is no normal number
+    Chunk total = nothing;
+    cpu::for_chunks<double>(static_cast<Index>(logits.size()), [&](Index from, Index count) {
+      double exponents[cpu::chunk];
+      for (Index i = 0; i < count; ++i)
+        exponents[i] = static_cast<double>(logits[static_cast<std::size_t>(from + i)] - largest) / temperature;
+      const Chunk x(exponents, count), weights = where_less(x, least, nothing, exp(x));
+      weights.store(weights_.data() + from, count);
+      total = total + weights.head(count);
+    });
+    return total.sum();
   }
 
   /// A point between 0 and `total`, neither of which it is: Random's numbers are multiples of 2^-24.
   static double point_within(double total, Random& random) { return (random.uniform() + 0x1p-25) * total; }
 
-  /// Any token; none where the sum, rounded, is more than that of its parts.
+  /// A token; none where the sum, rounded, is more than that of its parts.
   template <class Scalar>
-  std::optional<std::size_t> draw(std::span<const Scalar> logits, Scalar largest, Random& random) const {
-    double point = point_within(sum_of_weights(logits, largest, options_.temperature), random);
-    for (std::size_t i = 0; i < logits.size(); ++i) {
-      const double own = weight(logits[i], largest, options_.temperature);
-      if (point < own) return i;
-      point -= own;
+  std::optional<std::size_t> draw(std::span<const Scalar> logits, Scalar largest, Random& random) {
+    const double total = weigh(logits, largest, options_.temperature);
+    if (options_.top_p < 1 || (options_.top_k > 0 && static_cast<std::size_t>(options_.top_k) < logits.size()))
+      return draw_most_likely(logits, total, random);
+    double point = point_within(total, random);
+    for (std::size_t i = 0; i < weights_.size(); ++i) {
+      if (point < weights_[i]) return i;
+      point -= weights_[i];
     }
     return std::nullopt;
   }
 
   /// One of the top_k most likely that together reach top_p. Tokens are put in order as far as is needed.
   template <class Scalar>
-  std::size_t draw_most_likely(std::span<const Scalar> logits, Scalar largest, Random& random) {
+  std::size_t draw_most_likely(std::span<const Scalar> logits, double total, Random& random) {
     order_.resize(logits.size());
     std::iota(order_.begin(), order_.end(), std::size_t{0});
-    weights_.clear();
     const std::size_t keep =
         options_.top_k > 0 ? std::min(logits.size(), static_cast<std::size_t>(options_.top_k)) : logits.size();
+    std::size_t in_order = 0;
     const auto weight_of = [&](std::size_t i) {  // of the i-th most likely token
-      while (i >= weights_.size()) {
-        const std::size_t from = weights_.size();
-        const std::size_t to = keep < logits.size() ? keep : std::min(keep, std::max(std::size_t{64}, 16 * from));
+      while (i >= in_order) {
+        const std::size_t to = keep < logits.size() ? keep : std::min(keep, std::max(std::size_t{64}, 16 * in_order));
         const auto at = [&](std::size_t place) { return order_.begin() + static_cast<std::ptrdiff_t>(place); };
-        std::partial_sort(at(from), at(to), order_.end(), [&](std::size_t a, std::size_t b) {
+        std::partial_sort(at(in_order), at(to), order_.end(), [&](std::size_t a, std::size_t b) {
           return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
         });
-        for (std::size_t j = from; j < to; ++j)
-          weights_.push_back(weight(logits[order_[j]], largest, options_.temperature));
+        in_order = to;
       }
-      return weights_[i];
+      return weights_[order_[i]];
     };
-    double within = 0;  // the sum of the first `count`, of which one is drawn
+    double within = total;  // of the first `count`, of which one is drawn
     std::size_t count = keep;
-    if (keep == logits.size()) within = sum_of_weights(logits, largest, options_.temperature);
-    else
+    if (keep < logits.size()) {
+      within = 0;
       for (std::size_t i = 0; i < keep; ++i) within += weight_of(i);
+    }
     if (options_.top_p < 1) {
       const double enough = options_.top_p * within;
       within = 0;
@@ -119,8 +125,8 @@ class Sampler {
   }
 
   SamplerOptions options_;
+  std::vector<double> weights_;  // of all tokens
   std::vector<std::size_t> order_;
-  std::vector<double> weights_;  // of the tokens that are in order
 };
 
 }  // namespace calm::inline CALM_ABI
