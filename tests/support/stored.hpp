@@ -7,19 +7,16 @@
 #include <cstddef>
 #include <cstring>
 #include <memory>
+#include <string_view>
 #include <vector>
 
 namespace calm_test {
 using calm::Index;
 
-/// Of a type with minima: so small that minimum and step meet in one float without rounding; or so but in the last
-/// block.
-enum class Scales { small, last_apart };
-
 /// Random bytes with small finite scales, at an odd address: every other bit of every field is met, and also types that
-/// calm cannot encode.
+/// calm cannot encode. The scales of the last block, or all first bytes of it, are `last` where that is given.
 inline calm::StoredMatrix random_stored(calm::DType dtype, Index rows, Index cols, std::uint64_t seed,
-                                        Scales scales = Scales::small) {
+                                        std::string_view last = {}) {
   const calm::StoredBlock block = calm::block_of(dtype);
   const Index bytes = rows * calm::bytes_of(dtype, cols);
   auto data = std::make_shared<std::vector<std::byte>>(static_cast<std::size_t>(bytes + 1));
@@ -36,8 +33,8 @@ inline calm::StoredMatrix random_stored(calm::DType dtype, Index rows, Index col
     first[i + (at_end ? block.bytes - 1 : 1)] &= mask;
     if (has_minimum) first[i + 3] &= mask;
   }
-  if (has_minimum && scales == Scales::last_apart)  // 0.75 and more, and the smallest that there is
-    std::memcpy(first + bytes - block.bytes, "\x01\x3A\x01\x00", 4);
+  const Index last_scales = at_end ? bytes - static_cast<Index>(last.size()) : bytes - block.bytes;
+  if (!last.empty()) std::memcpy(first + last_scales, last.data(), last.size());
   return {data, first, dtype, rows, cols};
 }
 

@@ -75,7 +75,9 @@ TEST_CASE("a weight of any storage type gives the bits of its values, for any sh
       }
 }
 
-TEST_CASE("weights in bf16, and in f32 with values of bf16, are kept in 12 bits without loss") {
+TEST_CASE(
+    "weights in bf16, and in f32 with values of bf16, are kept in 12 bits where bytes are looked up, without loss") {
+  const bool compact = calm::cpu::CompactBf16::available;
   for (const Index out : {1, 32, 65, 131})
     for (const Index in : {8, 37, 264, 700}) {
       CAPTURE(out);
@@ -98,8 +100,8 @@ TEST_CASE("weights in bf16, and in f32 with values of bf16, are kept in 12 bits 
                                                   calm::cpu::panel_rows * calm::ceil_divide(in, Index{8}) * 8);
         return static_cast<double>(stored.packed_bytes()) / padded;  // bytes a value
       };
-      CHECK(kept(DType::bf16) < 1.75);
-      CHECK(kept(DType::f32) < 1.75);
+      CHECK((kept(DType::bf16) < 1.75) == compact);
+      CHECK((kept(DType::f32) < 1.75) == compact);
       // Values of other exponents, in the first two, a middle and the last column, and in one panel alone; and one that
       // is no normal number.
       if (in >= 264) {
@@ -109,8 +111,8 @@ TEST_CASE("weights in bf16, and in f32 with values of bf16, are kept in 12 bits 
         values(0, in / 2 + 1) = 0x1p-130F;
         values(0, in - 1) = -0x1p60F;
         if (out > 1) CHECK(kept(DType::bf16) > 1.5);  // a single row may have few upper bytes
-        CHECK(kept(DType::bf16) < 1.75);
-        CHECK(kept(DType::f32) < 1.75);
+        CHECK((kept(DType::bf16) < 1.75) == compact);
+        CHECK((kept(DType::f32) < 1.75) == compact);
       }
       values(out - 1, in - 1) = 1 + 0x1p-20F;  // of 32 bits
       CHECK(kept(DType::f32) > 3.9);
@@ -143,22 +145,47 @@ TEST_CASE("what is no number stays none in 12 bits") {
   }
 }
 
-TEST_CASE("a quantised weight in which a minimum and a step meet in no float without rounding is read as stored") {
-  for (const DType dtype : {DType::q4_1, DType::q5_1, DType::q4_k, DType::q5_k, DType::q8_0, DType::q6_k}) {
+TEST_CASE("a quantised weight of which an interleaved copy would give other values is read as it is stored") {
+  using namespace std::string_view_literals;
+  const bool fused = calm::cpu::fused_multiply_add;
+  const auto check = [&](DType dtype, std::string_view last, bool interleaved) {
     CAPTURE(calm::name_of(dtype));
-    const StoredMatrix stored = random_stored(dtype, 70, 512, 7, Scales::last_apart);
-    const auto x = random_matrix<float>(9, 512, 8);
-    CpuBackend backend(2, calm::interleaved_products), dense_backend(1);
-    for (const Index rows : {1, 9}) {
-      Matrix<float> found(rows, 70), expected(rows, 70);
-      backend.multiply(backend.packed<float>(stored), constant(x).middle_rows(0, rows), found.view(), Assign{});
-      dense_backend.multiply(constant(stored.dense<float>()), constant(x).middle_rows(0, rows), expected.view(),
-                             Assign{});
-      CHECK(same_bits(constant(found), constant(expected)));
+    for (const Index out : {70, 78, 90}) {  // the last row in the first and the second half of a panel
+      CAPTURE(out);
+      const StoredMatrix stored = random_stored(dtype, out, 512, 7, last);
+      const auto x = random_matrix<float>(9, 512, 8);
+      CpuBackend backend(2, calm::interleaved_products), dense_backend(1);
+      for (const Index rows : {1, 9}) {
+        Matrix<float> found(rows, out), expected(rows, out);
+        backend.multiply(backend.packed<float>(stored), constant(x).middle_rows(0, rows), found.view(), Assign{});
+        dense_backend.multiply(constant(stored.dense<float>()), constant(x).middle_rows(0, rows), expected.view(),
+                               Assign{});
+        for (Index i = 0; i < rows; ++i) {
+          const bool number = std::isfinite(expected(i, out - 1));
+          CHECK(std::isnan(found(i, out - 1)) == std::isnan(expected(i, out - 1)));
+          const Index columns = number ? out : out - 1;
+          CHECK(same_bits(constant(found).middle_rows(i, 1).middle_cols(0, columns),
+                          constant(expected).middle_rows(i, 1).middle_cols(0, columns)));
+        }
+      }
+      CHECK((stored.packed_bytes() > 0) == interleaved);
     }
-    const bool without_minimum = dtype == DType::q8_0 || dtype == DType::q6_k;
-    const bool from_table = calm::cpu::vector_bytes == 64 && (dtype == DType::q4_1 || dtype == DType::q4_k);
-    CHECK((stored.packed_bytes() > 0) == (without_minimum || from_table || !calm::cpu::fused_multiply_add));
+  };
+  const auto far_apart = "\x01\x3A\x01\x00"sv, apart_in_last_group = "\x01\x3A\x01\x00\0\0\0\0\0\0\0\0\0\0\0\x11"sv;
+  for (const DType dtype : {DType::q4_1, DType::q5_1, DType::q4_k, DType::q5_k}) {
+    const bool exact = !fused || (calm::cpu::vector_bytes == 64 && (dtype == DType::q4_1 || dtype == DType::q4_k));
+    check(dtype, far_apart, exact);             // 0.75 and the smallest f16
+    check(dtype, "\x01\x00\x01\x78"sv, exact);  // the smallest, and 32,800
+    check(dtype, "\x00\x7C\x00\x00"sv, exact);  // infinity
+    check(dtype, "\x00\x3C\x00\xC8"sv, true);   // 1 and -8
+    if (calm::block_of(dtype).values == 256) check(dtype, apart_in_last_group, exact);
+  }
+  for (const DType dtype : {DType::q8_0, DType::q4_0, DType::q5_0, DType::q6_k}) {
+    const bool exact = !fused || (calm::cpu::vector_bytes == 64 && dtype == DType::q4_0);
+    check(dtype, "\x00\x7C"sv, exact);  // infinity
+    check(dtype, "\x01\x7E"sv, exact);  // no number
+    check(dtype, "\xFF\x7B"sv, true);   // 65,504, the largest
+    check(dtype, "\x01\x80"sv, true);   // -2^-24
   }
 }
 

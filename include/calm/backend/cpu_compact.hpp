@@ -78,7 +78,7 @@ struct CompactBf16 {
 /// What belongs to one panel.
 struct CompactPanel {
   std::array<std::uint8_t, 16> upper{};               // bytes, by their codes
-  std::vector<Index> columns;                         // that hold a value of another one, in order
+  std::vector<Index> columns;                         // in which some value has another upper byte, in order
   std::vector<std::array<float, panel_rows>> values;  // of these columns
 
   Words table() const {
@@ -275,7 +275,7 @@ inline std::optional<CompactForm> compact(ThreadPool& pool, Scratch& scratch, co
     const auto values = arena.matrix<std::uint16_t>(panel_rows, blocks * CompactBf16::depth);
     for (Index i = 0; i < panel_rows; ++i) {  // the last row again where there are fewer
       read_upper_halves(w, std::min(p * panel_rows + i, w.rows() - 1), values.row(i));
-      std::fill(values.row(i) + w.cols(), values.row(i) + values.cols, std::uint16_t{});
+      std::fill(values.row(i) + w.cols(), values.row(i) + values.cols, values(i, 0));
     }
     form.panel[static_cast<std::size_t>(p)] = compact_panel(arena, values, w.cols(), &form.values(p, 0));
   });

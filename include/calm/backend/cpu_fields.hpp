@@ -62,9 +62,9 @@ struct Fields {
   /// less.
   static constexpr int position = Field<Bits, Offset, 0>::from_table ? 0 : Bits == 8 ? 8 : 23 - Bits;
   using Place = Field<Bits, Offset, position>;
-  /// What floats() are too large by. It is taken away where the value is multiplied by its scale, by the same
-  /// instruction, if the machine has one that rounds once.
-  static constexpr int bias = fused_multiply_add ? Place::bias : 0;
+  /// Where a machine rounds once, the bias is left in: the instruction that multiplies by the scale takes it away.
+  static constexpr bool leaves_bias = fused_multiply_add;
+  static constexpr int bias = leaves_bias ? Place::bias : 0;  // what floats() are too large by
   static constexpr int words = Bits * Count / 32, in_word = 32 / Bits, rest = Count - words * in_word;
   static_assert(Bits * Count % 32 == 0 && (rest == 0 || (Bits == 5 && rest == 2) || (Bits == 6 && rest == 1)));
 
@@ -109,7 +109,7 @@ struct Fields {
  private:
   [[gnu::always_inline]] static Floats as_float(Words integers, int from) {
     const Words moved = move_bits(integers, from, position);
-    return bias == Place::bias ? Place::floats(moved) : Place::values(moved);
+    return leaves_bias ? Place::floats(moved) : Place::values(moved);
   }
 };
 

@@ -5,7 +5,8 @@
 // Context<CpuBackend>(threads, stored_products) reads the rows of the file and keeps nothing, so that it is ready at
 // once. With interleaved_products a weight is copied when it is first needed, into as many bytes, the rows of a panel
 // transposed and integers in the order in which they are read (cpu_stored_quantised.hpp), values of bf16 into fewer
-// (cpu_compact.hpp): best for decoding, where the copy pays for itself within some tokens.
+// (cpu_compact.hpp): best for decoding, where the copy pays for itself within some tokens. A quantised weight with
+// scales so far apart, or no numbers, that the copy would give other values is read as it is stored.
 //
 // A panel of rows is decoded, for one row of x straight into the sums, for more into the scratch of the thread, which
 // register_tile then multiplies. Either way the products of an element are added in the order of k, so that its bits
@@ -15,6 +16,8 @@
 #include <calm/backend/cpu_compact.hpp>
 #include <calm/backend/cpu_stored_quantised.hpp>
 
+#include <atomic>
+#include <optional>
 #include <variant>
 
 namespace calm::inline CALM_ABI {
@@ -135,6 +138,7 @@ std::optional<InterleavedForm> interleaved(ThreadPool& pool, Scratch& scratch, c
   InterleavedForm form{PackedMatrix<std::byte>(panels, blocks * Columns::bytes * panel_rows)};
   std::atomic<bool> same = true;
   pool.for_each_tile(panels, [&](Index p, int thread) {
+    if (!same) return;
     auto& arena = scratch[static_cast<std::size_t>(thread)];
     arena.reset();
     for_each_piece<Columns>(rows_of_panel(arena, w, p), w.cols(), [&](Index k, auto, StoredRows rows) {
@@ -247,8 +251,12 @@ struct KeptForm {
 };
 
 template <class Stored>
+inline constexpr bool may_be_compact = CompactBf16::available &&
+                                       (std::is_same_v<Stored, bf16> || std::is_same_v<Stored, float>);
+
+template <class Stored>
 KeptForm kept_form(ThreadPool& pool, Scratch& scratch, const StoredMatrix& w) {
-  if constexpr (CompactBf16::available && (std::is_same_v<Stored, bf16> || std::is_same_v<Stored, float>))
+  if constexpr (may_be_compact<Stored>)
     if (std::is_same_v<Stored, bf16> || is_bf16(pool, w))
       if (auto form = compact(pool, scratch, w)) return {std::move(*form)};
   if (auto form = interleaved<Stored>(pool, scratch, w)) return {std::move(*form)};
@@ -288,8 +296,9 @@ class StoredProducts final : public OwnProducts {
         fn(StoredColumns<Stored>{}, StoredPanels{w});
       } else {
         const auto& kept = w.packed<KeptForm>([&] { return kept_form<Stored>(pool_, scratch_, w); });
+        if constexpr (may_be_compact<Stored>)
+          if (const auto* compact = std::get_if<CompactForm>(&kept.form)) return fn(CompactBf16{}, *compact);
         if (const auto* in_order = std::get_if<InterleavedForm>(&kept.form)) fn(StoredColumns<Stored>{}, *in_order);
-        else if (const auto* compact = std::get_if<CompactForm>(&kept.form)) fn(CompactBf16{}, *compact);
         else fn(StoredColumns<Stored>{}, StoredPanels{w});
       }
     });

@@ -4,7 +4,8 @@
 // Fields of as many bytes, which take fewer instructions to read.
 //
 // Values have the bits that decode() (dtype.hpp) gives: the products of scales and small integers are exact, in any
-// order, and with scales that are divided by powers of two; one rounding follows where there is a minimum.
+// order, and with scales that are divided by powers of two; one rounding follows where there is a minimum. In an
+// interleaved copy a zero may have the other sign, which is seen only in a sum that begins with -0.
 #pragma once
 
 #include <calm/backend/cpu_fields.hpp>
@@ -19,17 +20,18 @@ struct ScaleAndMinimum {
   [[gnu::always_inline]] Floats value(int p, Floats q) const {
     return multiply_add<float>(step.part[p], q, minimum.part[p]);
   }
-  /// For q that are larger by Bias.
+  /// For integers that are larger by Bias.
   template <int Bias>
-  [[gnu::always_inline]] ScaleAndMinimum less() const {
+  [[gnu::always_inline]] ScaleAndMinimum take_bias() const {
     return {step, each_part<Rows::parts>([&](int p) {
               return multiply_add<float>(step.part[p], every_lane(static_cast<float>(-Bias)), minimum.part[p]);
             })};
   }
-  /// Lanes, all bits set, where less() rounds, or is no number.
+  /// All bits of the lanes where take_bias() rounds, or is no number. The sum of two terms less the larger one is exact
+  /// (Dekker, "A floating-point technique", 1971): it is the other term only where the sum was not rounded.
   template <int Bias>
-  Words rounds() const {
-    const auto sum = less<Bias>().minimum;
+  Words take_bias_inexactly() const {
+    const auto sum = take_bias<Bias>().minimum;
     Words any{};
     for (int p = 0; p < Rows::parts; ++p) {
       const Floats taken = step.part[p] * static_cast<float>(-Bias);
@@ -46,12 +48,14 @@ struct Scale {
   PanelVectors<float, Rows::parts> step;
   [[gnu::always_inline]] Floats value(int p, Floats q) const { return step.part[p] * q; }
   template <int Bias>
-  [[gnu::always_inline]] ScaleAndMinimum<Rows> less() const {
+  [[gnu::always_inline]] ScaleAndMinimum<Rows> take_bias() const {
     return {step, each_part<Rows::parts>([&](int p) { return step.part[p] * static_cast<float>(-Bias); })};
   }
+  /// Where a scale is no finite number: at most 19 bits times a bias of 9, or 11 times 9, need no rounding.
   template <int Bias>
-  Words rounds() const {
-    return ScaleAndMinimum<Rows>{step, each_part<Rows::parts>([](int) { return Floats{}; })}.template rounds<Bias>();
+  Words take_bias_inexactly() const {
+    const auto zero = each_part<Rows::parts>([](int) { return Floats{}; });
+    return ScaleAndMinimum<Rows>{step, zero}.template take_bias_inexactly<Bias>();
   }
 };
 
@@ -240,25 +244,28 @@ struct StoredColumns<Stored> {
     }
   }
 
-  /// Whether an interleaved copy gives the values of these rows: the bias of Fields becomes a part of a minimum, which
-  /// needs no rounding where the largest is below 1, since f16 are multiples of 2^-24, and seldom elsewhere.
+  /// Whether an interleaved copy gives the values of these rows. The bias of Fields is taken from a minimum, which
+  /// needs no rounding where no more than 1 is left, since f16 are multiples of 2^-24, and mostly none where more is.
   static bool can_interleave(const StoredRows& rows) {
-    if constexpr (Integers::bias == 0) return true;
-    Words any{};
-    const auto scales = Own::scales(rows);
-    for (int group = 0; group < static_cast<int>(depth) / Own::group_size; ++group)
-      any |= Own::scale(scales, group).template rounds<Integers::bias>();
-    std::uint32_t all = 0;
-    for (Index i = 0; i < row_lanes; ++i) all |= any[i];
-    return all == 0;
+    if constexpr (Integers::bias == 0) {
+      return true;
+    } else {
+      Words any{};
+      const auto scales = Own::scales(rows);
+      for (int group = 0; group < static_cast<int>(depth) / Own::group_size; ++group)
+        any |= Own::scale(scales, group).template take_bias_inexactly<Integers::bias>();
+      std::uint32_t lanes = 0;
+      for (Index i = 0; i < row_lanes; ++i) lanes |= any[i];
+      return lanes == 0;
+    }
   }
 
  private:
   template <class Rows>
   [[gnu::always_inline]] static auto scale_of(const auto& scales, int group) {
+    constexpr bool copied = !std::is_same_v<Rows, StoredRows> && !std::is_same_v<Rows, Interleaver>;
     const auto scale = Own::scale(scales, group);
-    if constexpr (Integers::bias != 0 && !std::is_same_v<Rows, StoredRows>)
-      return scale.template less<Integers::bias>();
+    if constexpr (copied && Integers::bias != 0) return scale.template take_bias<Integers::bias>();
     else return scale;
   }
 

@@ -8,7 +8,7 @@
 
 #include <algorithm>
 #include <type_traits>
-#if defined(__FMA__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
