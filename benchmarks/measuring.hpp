@@ -26,7 +26,11 @@ inline calm::MakeProducts products_named(const std::string& name) {
   if (name == "interleaved") return calm::interleaved_products;
   if (name == "bf16") return calm::bf16_products;
 #ifdef CALM_WITH_ONEDNN
-  if (name == "onednn") return calm::onednn_products;
+  if (name == "onednn") {
+    calm::require<calm::ConfigError>(calm::onednn_keeps_bits(),
+                                     "onednn: without AVX-512 these are calm's own products");
+    return calm::onednn_products;
+  }
   if (name == "onednn-bf16") return calm::onednn_bf16_products;
 #endif
   return calm::own_products;

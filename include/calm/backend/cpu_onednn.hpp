@@ -5,8 +5,8 @@
 //
 // Results have the same bits for any number of threads: a product is cut into pieces of columns, packed one by one, and
 // blocks of rows, from its sizes alone, and each is computed by one thread that oneDNN does not split further. They are
-// not the bits of calm's own products, since oneDNN adds in another order; where it lays a weight out in blocks
-// (AVX-512) an element's bits, too, depend on its own row and column alone.
+// not the bits of calm's own products, since oneDNN adds in another order. It lays weights out in blocks with AVX-512
+// alone, where an element's bits, too, depend on its own row and column; elsewhere onednn_products are calm's own.
 //
 // Once it has met the sizes of a run calm allocates nothing, but oneDNN itself allocates at each call some small
 // objects that hold the arguments (version 2.6: six), which nothing switches off.
@@ -288,7 +288,16 @@ class OneDnnProducts final : public Own {
 }  // namespace onednn
 }  // namespace cpu
 
+/// Whether a row's bits depend on it alone here. Without AVX-512 oneDNN does not lay weights out in blocks, and they
+/// depend on how many rows there are: a token would change what stands before it.
+inline bool onednn_keeps_bits() {
+  constexpr auto needed = static_cast<int>(dnnl::cpu_isa::avx512_core);
+  return (static_cast<int>(dnnl::get_effective_cpu_isa()) & needed) == needed;
+}
+
+/// Where oneDNN does not keep the bits of a row: none, so that calm's own are used.
 inline std::unique_ptr<cpu::Products> onednn_products(ThreadPool& pool) {
+  if (!onednn_keeps_bits()) return nullptr;
   return std::make_unique<cpu::onednn::OneDnnProducts<float, cpu::OwnProducts>>(pool);
 }
 inline std::unique_ptr<cpu::Products> onednn_bf16_products(ThreadPool& pool) {
