@@ -27,8 +27,9 @@ inline calm::MakeProducts products_named(const std::string& name) {
   if (name == "bf16") return calm::bf16_products;
 #ifdef CALM_WITH_ONEDNN
   if (name == "onednn") {
-    calm::require<calm::ConfigError>(calm::onednn_keeps_bits(),
-                                     "onednn: without AVX-512 these are calm's own products");
+    calm::require<calm::ConfigError>(
+        calm::onednn_keeps_bits(),
+        "--products onednn needs AVX-512 (without it calm multiplies by its own products): use interleaved or packed");
     return calm::onednn_products;
   }
   if (name == "onednn-bf16") return calm::onednn_bf16_products;

@@ -218,8 +218,8 @@ inline std::array<std::uint8_t, 16> frequent_upper_bytes(MatrixView<const std::u
   return upper;
 }
 
-/// Writes a panel to `target` from its values [panel_rows, whole blocks of columns], of which the first `columns`
-/// count.
+/// Writes a panel to `target` from its values [panel_rows, whole blocks of columns]. Only the first `columns` belong to
+/// the weight.
 inline CompactPanel compact_panel(Arena<HostMemory>& arena, MatrixView<const std::uint16_t> values, Index columns,
                                   std::byte* target) {
   CompactPanel panel{frequent_upper_bytes(values), {}, {}};
