@@ -20,6 +20,10 @@ struct Accumulate {};
 template <class Mode>
 concept WriteMode = std::same_as<Mode, Assign> || std::same_as<Mode, Accumulate>;
 
+/// As a value, for an operation that both modes share.
+constexpr bool adds(Assign) { return false; }
+constexpr bool adds(Accumulate) { return true; }
+
 /// The keys that a query may see: [begin, end), counted from the first key of its sequence.
 struct VisibleRange {
   Index begin = 0, end = 0;

@@ -348,9 +348,6 @@ class CpuBackend : public cpu::Norms {
     std::size_t bytes() const { return values.bytes(); }
   };
 
-  static constexpr bool adds(Assign) { return false; }
-  static constexpr bool adds(Accumulate) { return true; }
-
   cpu::Scratch scratch_;  // one for each thread
   MakeProducts make_products_;
   std::unique_ptr<cpu::Products> products_;

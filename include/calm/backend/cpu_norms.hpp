@@ -30,6 +30,15 @@ class Tiles {
     pool_.for_each_tile(ceil_divide(cols, tile), [&](Index i, int) { fn(i * tile, std::min(tile, cols - i * tile)); });
   }
 
+  /// Writes value(j), or adds it, to each of `count` targets.
+  template <class S, class Value>
+  static void write_row(S* target, Index count, bool add, const Value& value) {
+    if (add)
+      for (Index j = 0; j < count; ++j) target[j] += value(j);
+    else
+      for (Index j = 0; j < count; ++j) target[j] = value(j);
+  }
+
   ThreadPool pool_;
 };
 
@@ -48,25 +57,10 @@ class Norms : public Tiles {
     });
   }
 
-  template <class S, WriteMode Mode>
+  template <class S>
   void rms_norm_input_gradient(MatrixView<const S> dy, MatrixView<const S> x, std::span<const S> weight,
-                               std::span<const S> inverse_rms, MatrixView<S> dx, Mode) {
-    for_rows(x.rows, [&](Index t) {
-      const S inverse = inverse_rms[static_cast<std::size_t>(t)];
-      const S* w = weight.data();
-      const S* g = dy.row(t);
-      const S* v = x.row(t);
-      const S along = sum_of_products<S>(
-          x.cols, [=](Index j, Index n) { return load(w + j, n) * load(g + j, n); },
-          [=](Index j, Index n) { return load(v + j, n); });
-      const S factor = along * inverse * inverse * inverse / static_cast<S>(x.cols);
-      S* target = dx.row(t);
-      for (Index j = 0; j < x.cols; ++j) {
-        const S value = inverse * w[j] * g[j] - factor * v[j];
-        if constexpr (std::is_same_v<Mode, Assign>) target[j] = value;
-        else target[j] += value;
-      }
-    });
+                               std::span<const S> inverse_rms, MatrixView<S> dx, WriteMode auto mode) {
+    rms_norm_input_gradient(dy, x, weight, inverse_rms, dx, adds(mode));
   }
 
   template <class S>
@@ -101,11 +95,12 @@ class Norms : public Tiles {
     });
   }
 
-  template <class S, WriteMode Mode>
+  template <class S>
   void layer_norm_input_gradient(MatrixView<const S> dy, MatrixView<const S> x, std::span<const S> weight,
                                  std::span<const S> mean, std::span<const S> inverse_deviation, MatrixView<S> dx,
-                                 Mode) {
+                                 WriteMode auto mode) {
     const auto count = static_cast<S>(x.cols);
+    const bool add = adds(mode);
     for_rows(x.rows, [&](Index t) {
       const S m = mean[static_cast<std::size_t>(t)], r = inverse_deviation[static_cast<std::size_t>(t)];
       const S* w = weight.data();
@@ -116,12 +111,7 @@ class Norms : public Tiles {
                           x.cols, [=](Index j, Index n) { return load(w + j, n) * load(g + j, n); },
                           [=](Index j, Index n) { return (load(v + j, n) - m) * r; }) /
                       count;
-      S* target = dx.row(t);
-      for (Index j = 0; j < x.cols; ++j) {
-        const S value = r * (w[j] * g[j] - plain - (v[j] - m) * r * along);
-        if constexpr (std::is_same_v<Mode, Assign>) target[j] = value;
-        else target[j] += value;
-      }
+      write_row(dx.row(t), x.cols, add, [=](Index j) { return r * (w[j] * g[j] - plain - (v[j] - m) * r * along); });
     });
   }
 
@@ -153,15 +143,9 @@ class Norms : public Tiles {
     });
   }
 
-  template <class S, WriteMode Mode>
-  void scale_columns(MatrixView<const S> x, std::span<const S> factors, MatrixView<S> y, Mode) {
-    for_rows(x.rows, [&](Index t) {
-      for (Index j = 0; j < x.cols; ++j) {
-        const S value = x(t, j) * factors[static_cast<std::size_t>(j)];
-        if constexpr (std::is_same_v<Mode, Assign>) y(t, j) = value;
-        else y(t, j) += value;
-      }
-    });
+  template <class S>
+  void scale_columns(MatrixView<const S> x, std::span<const S> factors, MatrixView<S> y, WriteMode auto mode) {
+    scale_columns(x, factors, y, adds(mode));
   }
 
   template <class S>
@@ -170,6 +154,31 @@ class Norms : public Tiles {
       S* target = sums.data() + first;
       for (Index t = 0; t < a.rows; ++t)
         for (Index j = 0; j < count; ++j) target[j] += a(t, first + j) * b(t, first + j);
+    });
+  }
+
+ private:
+  template <class S>
+  void rms_norm_input_gradient(MatrixView<const S> dy, MatrixView<const S> x, std::span<const S> weight,
+                               std::span<const S> inverse_rms, MatrixView<S> dx, bool add) {
+    for_rows(x.rows, [&](Index t) {
+      const S inverse = inverse_rms[static_cast<std::size_t>(t)];
+      const S* w = weight.data();
+      const S* g = dy.row(t);
+      const S* v = x.row(t);
+      const S along = sum_of_products<S>(
+          x.cols, [=](Index j, Index n) { return load(w + j, n) * load(g + j, n); },
+          [=](Index j, Index n) { return load(v + j, n); });
+      const S factor = along * inverse * inverse * inverse / static_cast<S>(x.cols);
+      write_row(dx.row(t), x.cols, add, [=](Index j) { return inverse * w[j] * g[j] - factor * v[j]; });
+    });
+  }
+
+  template <class S>
+  void scale_columns(MatrixView<const S> x, std::span<const S> factors, MatrixView<S> y, bool add) {
+    for_rows(x.rows, [&](Index t) {
+      const S *from = x.row(t), *factor = factors.data();
+      write_row(y.row(t), x.cols, add, [=](Index j) { return from[j] * factor[j]; });
     });
   }
 };

@@ -67,6 +67,13 @@ struct Multiplication {
   static Vector<In> add(Vector<In> sum, In a, Vector<In> b) { return multiply_add<In>(every_lane(a), b, sum); }
 };
 
+/// Rows that may be wider than those that they come from: the rest becomes zero.
+template <class S>
+[[gnu::noinline]] void copy_rows(MatrixView<const S> from, MatrixView<S> to) {
+  for (Index i = 0; i < to.rows; ++i)
+    std::fill(std::copy_n(from.row(i), from.cols, to.row(i)), to.row(i) + to.cols, S{});
+}
+
 /// c [Rows, Vectors of a panel] = a b, or added to c; b has `depth` rows, b_stride apart. c may be narrower: `columns`.
 /// In is the type of the operands and as wide as S. `a` by reference: a copy on the stack would be read in wider pieces
 /// than it is written in, for which a processor waits until all earlier writes are done. The sums stay in registers:
@@ -85,9 +92,7 @@ void register_tile(Index depth, const Strided<In>& a, const In* b, Index b_strid
                            // before it is written
   S* const target = whole ? c : buffer;
   const Index stride = whole ? c_stride : width;
-  if (add && !whole)
-    for (Index i = 0; i < Rows; ++i)
-      std::fill(std::copy_n(c + i * c_stride, columns, buffer + i * width), buffer + (i + 1) * width, S{});
+  if (add && !whole) copy_rows<S>({c, Rows, columns, c_stride}, {buffer, Rows, width});
   const S* const begin = add ? target : zeros;
   const Index begin_stride = add ? stride : 0;
   const S* const next = c + (add ? Rows : 0) * c_stride;
@@ -119,8 +124,7 @@ void register_tile(Index depth, const Strided<In>& a, const In* b, Index b_strid
   for (Index i = 0; i < Rows; ++i)
 #pragma GCC unroll 2
     for (Index j = 0; j < Vectors; ++j) *reinterpret_cast<V*>(target + i * stride + j * lanes) = sum[i][j];
-  if (!whole)
-    for (Index i = 0; i < Rows; ++i) std::copy_n(buffer + i * width, columns, c + i * c_stride);
+  if (!whole) copy_rows<S>({buffer, Rows, columns, width}, {c, Rows, columns, c_stride});
 }
 
 /// One panel of columns for any number of rows; of a panel that is at most half used half is read and computed.
@@ -135,8 +139,10 @@ template <class In, class S>
                                      c.row(i), c.stride, c.cols, add);
     };
     some(std::integral_constant<Index, tile_rows>{});
-    if constexpr (tile_rows == 6) some(std::integral_constant<Index, 4>{});
-    some(std::integral_constant<Index, 2>{});
+    if constexpr (Vectors == 2) {
+      if constexpr (tile_rows == 6) some(std::integral_constant<Index, 4>{});
+      some(std::integral_constant<Index, 2>{});
+    }
     some(std::integral_constant<Index, 1>{});
   };
   if (c.cols <= lanes_of<S>) all(std::integral_constant<Index, 1>{});

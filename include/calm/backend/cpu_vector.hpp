@@ -86,30 +86,29 @@ template <class S>
 class Chunk {
  public:
   Chunk() = default;
-  explicit Chunk(const S* source) : Chunk(source, chunk) {}
+  explicit Chunk(const S* source)
+      : Chunk(each([&](Index p) { return *reinterpret_cast<const Vector<S>*>(source + p * lanes); })) {}
   explicit Chunk(S value) : Chunk(each([&](Index) { return every_lane(value); })) {}
   /// `count` values, the rest zero.
-  [[gnu::always_inline]] Chunk(const S* source, Index count)
-      : Chunk(each([&](Index p) {
-          const Index first = p * lanes;
-          if (first + lanes <= count) return *reinterpret_cast<const Vector<S>*>(source + first);
-          Vector<S> values{};
-          for (Index i = 0; i < lanes; ++i)
-            if (first + i < count) values[i] = source[first + i];
-          return values;
-        })) {}
-
-  void store(S* target) const { store(target, chunk); }
-  /// The first `count` values.
-  [[gnu::always_inline]] void store(S* target, Index count) const {
-#pragma GCC unroll 8
-    for (Index p = 0; p < parts; ++p) {
-      const Index first = p * lanes;
-      if (first + lanes <= count) *reinterpret_cast<Vector<S>*>(target + first) = part_[p];
-      else
-        for (Index i = 0; i < lanes; ++i)
-          if (first + i < count) target[first + i] = part_[p][i];
+  Chunk(const S* source, Index count) {
+    S padded[chunk];
+    if (count < chunk) [[unlikely]] {
+      copy_some(source, count, padded, chunk);
+      source = padded;
     }
+    *this = Chunk(source);
+  }
+
+  void store(S* target) const {
+    each([&](Index p) { return *reinterpret_cast<Vector<S>*>(target + p * lanes) = part_[p]; });
+  }
+  /// The first `count` values.
+  void store(S* target, Index count) const {
+    if (count >= chunk) [[likely]]
+      return store(target);
+    S values[chunk];
+    store(values);
+    copy_some(values, count, target, count);
   }
 
   /// The first `count` values, the rest zero.
@@ -185,12 +184,16 @@ class Chunk {
  private:
   static constexpr Index lanes = lanes_of<S>, parts = chunk / lanes;
 
-  /// The vectors fn(0), fn(1), ...
+  /// The vectors fn(0), fn(1), ...: written out, which compiles quicker than a loop that is unrolled.
   template <class Fn>
   [[gnu::always_inline]] static Chunk each(const Fn& fn) {
+    static_assert(parts <= 8);
     Chunk result;
-#pragma GCC unroll 8
-    for (Index p = 0; p < parts; ++p) result.part_[p] = fn(p);
+    result.part_[0] = fn(0);
+    if constexpr (parts > 1) result.part_[1] = fn(1);
+    if constexpr (parts > 2) result.part_[2] = fn(2), result.part_[3] = fn(3);
+    if constexpr (parts > 4)
+      result.part_[4] = fn(4), result.part_[5] = fn(5), result.part_[6] = fn(6), result.part_[7] = fn(7);
     return result;
   }
 
@@ -198,14 +201,18 @@ class Chunk {
   template <class Fn>
   [[gnu::always_inline]] Chunk mapped(const Fn& fn) const {
     constexpr Index width = std::min<Index>(lanes, 32 / static_cast<Index>(sizeof(S)));
-    return each([&](Index p) {
-      Vector<S> values = part_[p];
-      for (Index i = 0; i < lanes; i += width) {
-        Eigen::Map<Eigen::Array<S, width, 1>> array(reinterpret_cast<S*>(&values) + i);
-        array = fn(array);
-      }
-      return values;
-    });
+    S values[chunk];
+    store(values);
+    for (Index i = 0; i < chunk; i += width) {
+      Eigen::Map<Eigen::Array<S, width, 1>> array(values + i);
+      array = fn(array);
+    }
+    return Chunk(values);
+  }
+
+  /// `count` values, and zeros up to `size`. A call, since it stands behind every load and store and is hardly needed.
+  [[gnu::noinline]] static void copy_some(const S* source, Index count, S* target, Index size) {
+    for (Index i = 0; i < size; ++i) target[i] = i < count ? source[i] : S{};
   }
 
   Vector<S> part_[parts];

@@ -8,6 +8,7 @@
 #include <calm/compose/augment_list.hpp>
 #include <calm/compose/link_set.hpp>
 #include <calm/nn/embedding.hpp>
+#include <calm/tensor/buffer.hpp>
 
 namespace calm::inline CALM_ABI {
 
@@ -117,7 +118,7 @@ class ComposedModel {
     anchor_->prepare_augments(ctx, batch, states.anchor);
     if (states.tapped.empty()) states.tapped = links_.empty_taps();
     states.offsets.clear();  // until all is there, they serve no batch
-    states.aligned.resize(augments_.size());
+    make_as_many(states.aligned, augments_.size());
     for (AlignedBatch& aligned : states.aligned) aligned.clear();
     if (states.augments) read_augments(ctx, batch, states);
     states.offsets.assign(batch.offsets.begin(), batch.offsets.end());
@@ -194,7 +195,7 @@ class ComposedModel {
     session.links_ = links_.make_caches(ctx, slots, rooms);
     session.alignment_.assign(augments_.size(), std::vector<AlignmentState>(static_cast<std::size_t>(slots)));
     session.next_ = session.alignment_;
-    session.aligned_.resize(augments_.size());
+    make_as_many(session.aligned_, augments_.size());
     session.tapped_ = std::move(taps);
     return session;
   }

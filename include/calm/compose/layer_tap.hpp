@@ -20,21 +20,22 @@ struct TappedStates {
 
   /// Taps one more block.
   [[gnu::cold]] void add(Index block) {
-    if (std::find(blocks.begin(), blocks.end(), block) != blocks.end()) return;
+    for (const Index tapped : blocks)
+      if (tapped == block) return;
     blocks.push_back(block);
     for (std::size_t i = blocks.size() - 1; i > 0 && blocks[i] < blocks[i - 1]; --i)
       std::swap(blocks[i], blocks[i - 1]);
-    streams.resize(blocks.size());
+    make_as_many(streams, blocks.size());
   }
 
   /// The number of leading blocks that have to run.
   Index depth() const { return blocks.empty() ? 0 : blocks.back() + 1; }
 
   /// The stream after a tapped block.
-  MatrixView<const Scalar> after(Index block) const {
-    const auto found = std::find(blocks.begin(), blocks.end(), block);
-    require<ShapeError>(found != blocks.end(), "block ", block, " is not tapped");
-    return streams[static_cast<std::size_t>(found - blocks.begin())].view();
+  [[gnu::cold]] MatrixView<const Scalar> after(Index block) const {
+    for (std::size_t i = 0; i < blocks.size(); ++i)
+      if (blocks[i] == block) return streams[i].view();
+    fail<ShapeError>({"block ", block, " is not tapped"});
   }
 };
 

@@ -10,8 +10,10 @@
 #include <calm/compose/link.hpp>
 #include <calm/model/decoder.hpp>
 #include <calm/model/kv_cache.hpp>
+#include <calm/tensor/buffer.hpp>
 
 #include <algorithm>
+#include <optional>
 
 namespace calm::inline CALM_ABI {
 
@@ -137,7 +139,7 @@ class LinkSet {
     const Plans plans{all, last};
     if (tape) {
       tape->plans = plans;
-      tape->links.resize(links_.size());
+      make_as_many(tape->links, links_.size());
     }
     return plans;
   }
@@ -148,26 +150,20 @@ class LinkSet {
                            LinkTape<Scalar>* tape, View& x) const {
     const auto& here = at_block_[static_cast<std::size_t>(block)];
     if (here.empty() || !states.augments) return;
-    const auto add_all = [&](View total, View target) {
-      ctx.backend.set_zero(total);
-      for (const std::size_t k : here) {
-        if (is_disabled(states, k)) continue;
-        typename Bridge::Cache local;
-        if (tape) tape->links[k].before = x;
-        bridges_[k].forward(ctx, plan_of(plans, k), tapped(states, k), x, total, tape ? tape->links[k].bridge : local);
-      }
-      if (target.data != x.data) ctx.backend.scale(ConstView(x), 1, target);
-      ctx.backend.add(ConstView(total), target);
-    };
-    if (tape) {
-      const View total = ctx.arena.template matrix<Scalar>(x.rows, x.cols),
-                 y = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
-      add_all(total, y);
-      x = y;
-    } else {
-      const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
-      add_all(ctx.arena.template matrix<Scalar>(x.rows, x.cols), x);
+    std::optional<typename std::decay_t<decltype(ctx.arena)>::Mark> mark;
+    if (!tape) mark.emplace(ctx.arena);
+    const View total = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
+    const View y = tape ? ctx.arena.template matrix<Scalar>(x.rows, x.cols) : x;
+    ctx.backend.set_zero(total);
+    for (const std::size_t k : here) {
+      if (is_disabled(states, k)) continue;
+      typename Bridge::Cache local;
+      if (tape) tape->links[k].before = x;
+      bridges_[k].forward(ctx, plan_of(plans, k), tapped(states, k), x, total, tape ? tape->links[k].bridge : local);
     }
+    if (tape) ctx.backend.scale(ConstView(x), 1, y);
+    ctx.backend.add(ConstView(total), y);
+    x = y;
   }
 
   /// The gradient of write: that of the stream after the links becomes, where it is asked for, that before them; with
@@ -234,7 +230,7 @@ class LinkSet {
   }
 
  private:
-  void check_states(const TokenBatch& batch, const AugmentStates<Scalar>& states) const {
+  [[gnu::cold]] void check_states(const TokenBatch& batch, const AugmentStates<Scalar>& states) const {
     require<ShapeError>(
         std::equal(states.offsets.begin(), states.offsets.end(), batch.offsets.begin(), batch.offsets.end()),
         "the states were prepared for another batch: for ",

@@ -55,37 +55,52 @@ class ContextLimitError : public Error {
   using Error::Error;
 };
 
-/// One part of a message: text or a number. Made on the spot, for the length of a call.
+/// One part of a message: text or a number. Made on the spot, for the length of a call; written only where a message
+/// is, so that a check costs its caller a few stores in code that never runs.
 class MessagePart {
  public:
-  MessagePart(std::string_view text) : text_(text) {}    // NOLINT(google-explicit-constructor)
-  MessagePart(const std::string& text) : text_(text) {}  // NOLINT(google-explicit-constructor)
-  MessagePart(const char* text) : text_(text) {}         // NOLINT(google-explicit-constructor)
-  MessagePart(char c) : size_(1) { digits_[0] = c; }     // NOLINT(google-explicit-constructor)
-  template <std::integral Number>
-  MessagePart(Number x) {  // NOLINT(google-explicit-constructor)
-    if constexpr (std::signed_integral<Number>) print("%lld", static_cast<long long>(x));
-    else print("%llu", static_cast<unsigned long long>(x));
-  }
+  MessagePart(std::string_view text) : kind_(Kind::text), text_(text) {}         // NOLINT(google-explicit-constructor)
+  MessagePart(const std::string& text) : MessagePart(std::string_view(text)) {}  // NOLINT(google-explicit-constructor)
+  MessagePart(const char* text) : MessagePart(std::string_view(text)) {}         // NOLINT(google-explicit-constructor)
+  MessagePart(char c) : kind_(Kind::character), character_(c) {}                 // NOLINT(google-explicit-constructor)
+  template <std::signed_integral Number>
+  MessagePart(Number x) : kind_(Kind::integer), integer_(x) {}  // NOLINT(google-explicit-constructor)
+  template <std::unsigned_integral Number>
+  MessagePart(Number x) : kind_(Kind::natural), natural_(x) {}  // NOLINT(google-explicit-constructor)
   template <std::floating_point Number>
-  MessagePart(Number x) {  // NOLINT(google-explicit-constructor)
-    print("%g", static_cast<double>(x));
-  }
+  MessagePart(Number x) : kind_(Kind::real), real_(x) {}  // NOLINT(google-explicit-constructor)
 
-  void append_to(std::string& message) const { message.append(size_ > 0 ? std::string_view(digits_, size_) : text_); }
+  [[gnu::cold]] void append_to(std::string& message) const {
+    switch (kind_) {
+      case Kind::text: message.append(text_); return;
+      case Kind::character: message.push_back(character_); return;
+      case Kind::integer: return print(message, "%lld", integer_);
+      case Kind::natural: return print(message, "%llu", natural_);
+      case Kind::real: return print(message, "%g", real_);
+    }
+  }
 
  private:
-  template <class Number>
-  void print(const char* format, Number x) {
-    size_ = static_cast<std::size_t>(std::snprintf(digits_, sizeof(digits_), format, x));
+  enum class Kind : char { text, character, integer, natural, real };
+
+  template <class Value>
+  [[gnu::cold, gnu::noinline]] static void print(std::string& message, const char* format, Value value) {
+    char text[32];
+    std::snprintf(text, sizeof(text), format, value);
+    message.append(text);
   }
 
-  std::string_view text_;
-  char digits_[32] = {};
-  std::size_t size_ = 0;
+  Kind kind_;
+  union {
+    std::string_view text_;
+    char character_;
+    long long integer_;
+    unsigned long long natural_;
+    double real_;
+  };
 };
 
-inline std::string join(std::initializer_list<MessagePart> parts) {
+[[gnu::cold]] inline std::string join(std::initializer_list<MessagePart> parts) {
   std::string text;
   for (const MessagePart& part : parts) part.append_to(text);
   return text;

@@ -34,7 +34,7 @@ inline void ask_for_huge_pages([[maybe_unused]] void* p, [[maybe_unused]] std::s
 /// `bytes` at an address that 64 divides, in pieces of huge pages that neighbours share: for packed weights, most of
 /// which are smaller than one. A piece is given back when nothing in it is held any more. Safe to call from several
 /// threads.
-[[gnu::noinline]] inline std::shared_ptr<std::byte> allocate_in_huge_pages(std::size_t bytes) {
+[[gnu::cold, gnu::noinline]] inline std::shared_ptr<std::byte> allocate_in_huge_pages(std::size_t bytes) {
   static constexpr std::size_t small = std::size_t{64} << 10, piece = 8 * huge_page_bytes, line = 64;
   const auto allocate = [](std::size_t size, std::size_t alignment) {
     const std::align_val_t align{alignment};

@@ -45,7 +45,7 @@ class KvCache {
   std::size_t bytes() const { return keys_.size() * bytes_of_layer_; }
 
   /// Throws unless `count` more tokens fit into the slot.
-  void check_room(Index slot, Index count) const {
+  [[gnu::cold]] void check_room(Index slot, Index count) const {
     require<ContextLimitError>(length(slot) + count <= capacity_, "slot ", slot, " holds ", length(slot),
                                " tokens and ", count, " more were given, but the session was made for ", capacity_,
                                "; make it larger or stop earlier");

@@ -8,6 +8,7 @@
 #include <calm/model/decoder.hpp>
 #include <calm/model/kv_cache.hpp>
 #include <calm/nn/embedding.hpp>
+#include <calm/tensor/buffer.hpp>
 
 #include <optional>
 
@@ -113,7 +114,7 @@ class Transformer {
     const AttentionPlans plans = make_plans(ctx, batch);
     if (tape) {
       tape->plans = plans;
-      tape->blocks.resize(blocks_.size());
+      make_as_many(tape->blocks, blocks_.size());
     }
     View other = tape ? View{} : ctx.arena.template matrix<Scalar>(x.rows, x.cols);
     for (Index i = first; i < last; ++i) {

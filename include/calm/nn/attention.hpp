@@ -22,7 +22,7 @@ struct Queries {
 
 /// Those of `all` that `rows` names, ascending.
 template <class Scalar>
-Queries<Scalar> chosen_queries(auto& ctx, const Queries<Scalar>& all, std::span<const Index> rows) {
+[[gnu::cold]] Queries<Scalar> chosen_queries(auto& ctx, const Queries<Scalar>& all, std::span<const Index> rows) {
   const auto count = static_cast<Index>(rows.size());
   const auto offsets = ctx.arena.template vector<Index>(static_cast<Index>(all.offsets.size()));
   for (std::size_t s = 0; s < offsets.size(); ++s)
@@ -56,7 +56,8 @@ struct AttentionPlan {
 
 /// The rows of x that a plan's block goes on with; x itself where these are all.
 template <class Scalar>
-MatrixView<const Scalar> going_on(auto& ctx, const AttentionPlan<Scalar>& plan, MatrixView<const Scalar> x) {
+[[gnu::cold]] MatrixView<const Scalar> going_on(auto& ctx, const AttentionPlan<Scalar>& plan,
+                                                MatrixView<const Scalar> x) {
   if (plan.rows.empty()) return x;
   const auto some = ctx.arena.template matrix<Scalar>(plan.final_rows(), x.cols);
   ctx.backend.gather_rows(x, plan.rows, some);
@@ -65,8 +66,8 @@ MatrixView<const Scalar> going_on(auto& ctx, const AttentionPlan<Scalar>& plan, 
 
 /// Its gradient where some go on: overwrites dx, zero for the other rows.
 template <class Scalar>
-void going_on_backward(auto& ctx, const AttentionPlan<Scalar>& plan, MatrixView<const Scalar> dsome,
-                       MatrixView<Scalar> dx) {
+[[gnu::cold]] void going_on_backward(auto& ctx, const AttentionPlan<Scalar>& plan, MatrixView<const Scalar> dsome,
+                                     MatrixView<Scalar> dx) {
   ctx.backend.set_zero(dx);
   ctx.backend.scatter_rows(dsome, plan.rows, dx);
 }

@@ -119,7 +119,7 @@ class Arena {
     in_use_ = in_use;
   }
 
-  void add_chunk(std::size_t bytes) {
+  [[gnu::cold]] void add_chunk(std::size_t bytes) {
     chunks_.push_back({nullptr, 0, 0});  // first, so that no memory is lost where the list cannot grow
     chunks_.back().data = Memory::allocate(round_up(bytes));
     chunks_.back().size = round_up(bytes);

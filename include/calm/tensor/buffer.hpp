@@ -3,13 +3,15 @@
 
 #include <calm/tensor/tensor.hpp>
 
+#include <vector>
+
 namespace calm::inline CALM_ABI {
 
 template <class T>
 class Buffer {
  public:
   /// rows x cols values, uninitialised where they were not set before. Asks for memory only to grow.
-  MatrixView<T> resize(Index rows, Index cols) {
+  [[gnu::cold]] MatrixView<T> resize(Index rows, Index cols) {
     if (rows * cols > storage_.size()) storage_ = Matrix<T>(1, rows * cols);
     rows_ = rows;
     cols_ = cols;
@@ -24,5 +26,12 @@ class Buffer {
   Matrix<T> storage_;
   Index rows_ = 0, cols_ = 0;
 };
+
+/// `count` items, made anew unless there are as many. std::vector's resize() keeps those that there are, for which a
+/// program compiles how to move them.
+template <class Item>
+void make_as_many(std::vector<Item>& items, std::size_t count) {
+  if (items.size() != count) items = std::vector<Item>(count);
+}
 
 }  // namespace calm::inline CALM_ABI

@@ -61,7 +61,7 @@ class StoredMatrix {
   }
 
   template <class Scalar>
-  Matrix<Scalar> dense() const {
+  [[gnu::cold]] Matrix<Scalar> dense() const {
     Matrix<Scalar> result(rows_, cols_);
     read_rows(0, rows_, result.data());
     return result;
@@ -78,16 +78,8 @@ class StoredMatrix {
   /// Safe to call from several threads.
   template <class Packed, class Make>
   const Packed& packed(const Make& make) const {
-    const void* tag = &type_tag<Packed>;
-    const Form* form = packed_->find(tag);
-    if (!form) {
-      const std::lock_guard lock(packed_->mutex);
-      form = packed_->find(tag);
-      if (!form) {
-        form = packed_->add(new FormOf<Packed>(tag, make()));
-        if (release_) release_(data_, stored_bytes());
-      }
-    }
+    const Form* form = packed_->find(&type_tag<Packed>);
+    if (!form) form = pack<Packed>(make);
     return static_cast<const FormOf<Packed>*>(form)->packed;
   }
 
@@ -147,6 +139,16 @@ class StoredMatrix {
       return form;
     }
   };
+
+  template <class Packed, class Make>
+  [[gnu::cold, gnu::noinline]] const Form* pack(const Make& make) const {
+    const void* tag = &type_tag<Packed>;
+    const std::lock_guard lock(packed_->mutex);
+    if (const Form* form = packed_->find(tag)) return form;
+    const Form* form = packed_->add(new FormOf<Packed>(tag, make()));
+    if (release_) release_(data_, stored_bytes());
+    return form;
+  }
 
   std::shared_ptr<const void> owner_;
   const std::byte* data_ = nullptr;
