@@ -58,10 +58,11 @@ struct Shape {
   Index rows, in, out;
 };
 
-// One row, primes, exactly one tile, and one more and one less than the tiles of 64, 128 and 256.
+// One row, primes, exactly one tile, and one more and one less than the tiles of 64, 128 and 256; the last is deep
+// enough, in rows that lie far enough apart, for panels that are copied.
 const std::vector<Shape> product_shapes = {{1, 1, 1},      {1, 7, 13},     {1, 300, 65},   {2, 3, 5},
                                            {13, 31, 17},   {64, 64, 64},   {63, 127, 129}, {128, 256, 128},
-                                           {129, 257, 65}, {131, 517, 70}, {257, 40, 131}};
+                                           {129, 257, 65}, {131, 517, 70}, {257, 40, 131}, {260, 272, 264}};
 
 /// Ragged sequences with every kind of visible range.
 template <class S>

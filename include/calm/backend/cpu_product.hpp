@@ -154,11 +154,14 @@ template <class In, class S>
 template <class S>
 void product(Index depth, Strided<S> a, MatrixView<const S> b, MatrixView<S> c, bool add, S* edge) {
   constexpr Index width = panel_columns<S>;
+  // Many rows that lie far apart fall on few lines of the first cache: their panel is copied, which pays where a line
+  // serves fewer multiplications than with vectors of 64 bytes.
+  const bool scattered = vector_bytes < 64 && depth >= 256 && b.stride >= 256 && c.rows >= 4 * tile_rows;
   for (Index j = 0; j < c.cols; j += width) {
     const Index columns = std::min(width, c.cols - j);
     const S* panel = b.data + j;
     Index stride = b.stride;
-    if (columns % lanes_of<S> != 0) {  // whole vectors would be read beyond the row
+    if (scattered || columns % lanes_of<S> != 0) {  // else whole vectors would be read beyond the row
       for (Index k = 0; k < depth; ++k) {
         std::copy_n(b.row(k) + j, columns, edge + k * width);
         std::fill_n(edge + k * width + columns, width - columns, S{});
