@@ -7,6 +7,7 @@
 #include <Eigen/Core>
 
 #include <algorithm>
+#include <cstring>
 #include <type_traits>
 #if defined(__AVX__)
 #include <immintrin.h>
@@ -93,7 +94,8 @@ class Chunk {
   Chunk(const S* source, Index count) {
     S padded[chunk];
     if (count < chunk) [[unlikely]] {
-      copy_some(source, count, padded, chunk);
+      Chunk(S{}).store(padded);
+      copy_some(source, count, padded);
       source = padded;
     }
     *this = Chunk(source);
@@ -108,7 +110,7 @@ class Chunk {
       return store(target);
     S values[chunk];
     store(values);
-    copy_some(values, count, target, count);
+    copy_some(values, count, target);
   }
 
   /// The first `count` values, the rest zero.
@@ -201,18 +203,25 @@ class Chunk {
   template <class Fn>
   [[gnu::always_inline]] Chunk mapped(const Fn& fn) const {
     constexpr Index width = std::min<Index>(lanes, 32 / static_cast<Index>(sizeof(S)));
-    S values[chunk];
-    store(values);
-    for (Index i = 0; i < chunk; i += width) {
-      Eigen::Map<Eigen::Array<S, width, 1>> array(values + i);
-      array = fn(array);
-    }
-    return Chunk(values);
+    Chunk result = *this;
+    for (Vector<S>& values : result.part_)
+      for (Index i = 0; i < lanes; i += width) {
+        Eigen::Map<Eigen::Array<S, width, 1>> array(reinterpret_cast<S*>(&values) + i);
+        array = fn(array);
+      }
+    return result;
   }
 
-  /// `count` values, and zeros up to `size`. A call, since it stands behind every load and store and is hardly needed.
-  [[gnu::noinline]] static void copy_some(const S* source, Index count, S* target, Index size) {
-    for (Index i = 0; i < size; ++i) target[i] = i < count ? source[i] : S{};
+  /// Fewer than `chunk` values, in pieces of whole words. A call, since it stands behind every load and store and is
+  /// hardly needed.
+  [[gnu::noinline]] static void copy_some(const S* source, Index count, S* target) {
+#pragma GCC unroll 4
+    for (Index piece = chunk / 2; piece > 0; piece /= 2) {
+      if ((count & piece) == 0) continue;
+      std::memcpy(target, source, static_cast<std::size_t>(piece) * sizeof(S));
+      source += piece;
+      target += piece;
+    }
   }
 
   Vector<S> part_[parts];
