@@ -68,7 +68,7 @@ class MessagePart {
   template <std::unsigned_integral Number>
   MessagePart(Number x) : kind_(Kind::natural), natural_(x) {}  // NOLINT(google-explicit-constructor)
   template <std::floating_point Number>
-  MessagePart(Number x) : kind_(Kind::real), real_(x) {}  // NOLINT(google-explicit-constructor)
+  MessagePart(Number x) : kind_(Kind::real), real_(static_cast<double>(x)) {}  // NOLINT(google-explicit-constructor)
 
   [[gnu::cold]] void append_to(std::string& message) const {
     switch (kind_) {
