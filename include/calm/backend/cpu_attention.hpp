@@ -34,8 +34,7 @@ template <class S>
 MatrixView<const S> whole_vectors(Arena<HostMemory>& arena, MatrixView<const S> m) {
   if (m.cols % lanes_of<S> == 0) return m;
   const auto copy = arena.matrix<S>(m.rows, ceil_divide(m.cols, lanes_of<S>) * lanes_of<S>);
-  for (Index i = 0; i < m.rows; ++i)
-    std::fill(std::copy_n(m.row(i), m.cols, copy.row(i)), copy.row(i) + copy.cols, S{});
+  copy_rows<S>(m, copy);
   return copy;
 }
 

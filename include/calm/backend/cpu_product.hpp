@@ -161,11 +161,8 @@ void product(Index depth, Strided<S> a, MatrixView<const S> b, MatrixView<S> c, 
     const Index columns = std::min(width, c.cols - j);
     const S* panel = b.data + j;
     Index stride = b.stride;
-    if (scattered || columns % lanes_of<S> != 0) {  // else whole vectors would be read beyond the row
-      for (Index k = 0; k < depth; ++k) {
-        std::copy_n(b.row(k) + j, columns, edge + k * width);
-        std::fill_n(edge + k * width + columns, width - columns, S{});
-      }
+    if (scattered || columns % lanes_of<S> != 0) {  // of the latter whole vectors would be read beyond the row
+      copy_rows<S>(b.middle_cols(j, columns), {edge, depth, width});
       panel = edge;
       stride = width;
     }
