@@ -2,7 +2,7 @@
 // alone; the matrix products below them, and the choice of a token. --calm_threads=N sets the threads (one for each
 // core unless given).
 #include <calm/compose.hpp>
-#include <calm/generate/sampler.hpp>
+#include <calm/generate/generate.hpp>
 #include <calm/train/trainer.hpp>
 
 #include <benchmark/benchmark.h>
@@ -373,9 +373,7 @@ void decode(benchmark::State& state, const AnyModel& model) {
     watch.lap();
     for (Index i = 0; i < steps; ++i) {
       ctx.arena.reset();
-      const View x = model.advance(ctx, session, {step.ids, step_offsets, {}, slots}, calm::NullObserver{});
-      typename AnyModel::HeadCache head;
-      model.head(ctx, x, ctx.arena.template matrix<float>(x.rows, model.spec().vocabulary), head);
+      calm::next_logits(ctx, model, session, {step.ids, step_offsets, {}, slots});
     }
     state.SetIterationTime(watch.lap());
   }

@@ -115,10 +115,7 @@ void measure_inference(const Options& o, const M& model, const Setting& setting,
   const auto advance = [&](std::span<const TokenId> tokens, Index prompt) {
     ctx.arena.reset();
     const Index offsets[] = {0, static_cast<Index>(tokens.size())}, lengths[] = {prompt};
-    const auto x = model.advance(ctx, session, calm::TokenBatch{tokens, offsets, lengths, slots}, calm::NullObserver{});
-    const auto logits = ctx.arena.template matrix<float>(1, vocabulary);
-    typename M::HeadCache head;
-    model.head(ctx, x.middle_rows(x.rows - 1, 1), logits, head);
+    calm::next_logits(ctx, model, session, {tokens, offsets, lengths, slots});
   };
   rates.prompt = rate(o.repetitions, setting.context, [&] {
     session.clear(0);

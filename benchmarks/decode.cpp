@@ -41,10 +41,7 @@ double tokens_per_second(const Options& o, Ctx& ctx, const Model& model, Index v
       std::vector<TokenId> ids;
       for (Index t = 0; t < o.at_once; ++t) ids.push_back(static_cast<TokenId>(random.below(vocabulary)));
       const Index offsets[] = {0, o.at_once}, lengths[] = {0}, slots[] = {0};
-      const auto x = model.advance(ctx, session, calm::TokenBatch{ids, offsets, lengths, slots}, calm::NullObserver{});
-      const auto logits = ctx.arena.template matrix<float>(1, model.spec().vocabulary);
-      typename Model::HeadCache head;
-      model.head(ctx, x.middle_rows(o.at_once - 1, 1), logits, head);
+      calm::next_logits(ctx, model, session, {ids, offsets, lengths, slots});
     }
     return static_cast<double>(steps * o.at_once) / seconds_since(start);
   };

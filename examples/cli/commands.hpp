@@ -339,10 +339,7 @@ void print_cost(Ctx& ctx, Model& model, const Options& o, const std::vector<Toke
     const std::vector<Index> offsets{0, count}, lengths{first == 0 ? count : 0}, slots{0};
     ctx.arena.reset();
     const auto tokens = std::span(ids).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count));
-    const auto x = model.advance(ctx, session, calm::TokenBatch{tokens, offsets, lengths, slots}, calm::NullObserver{});
-    const auto logits = ctx.arena.template matrix<float>(1, model.spec().vocabulary);
-    typename Model::HeadCache head;
-    model.head(ctx, ConstView(x.middle_rows(x.rows - 1, 1)), logits, head);
+    calm::next_logits(ctx, model, session, {tokens, offsets, lengths, slots});
   };
   advance(0, prompt);  // packs the weights, where that is done
   session.clear(0);

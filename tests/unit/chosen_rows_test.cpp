@@ -1,4 +1,5 @@
-// A pass that is asked for some rows of the final stream alone: the same bits as in a pass over all of them.
+// A pass that is asked for some rows of the final stream alone, with caches and without: the same bits as in a pass
+// over all of them.
 #include <doctest/doctest.h>
 #include <calm/backend/cpu_bf16.hpp>
 #include <calm/backend/cpu_stored.hpp>
@@ -6,6 +7,8 @@
 #include <calm/compose/any_augment.hpp>
 #include <calm/model/zoo/zoo.hpp>
 #include <support/models.hpp>
+
+#include <array>
 
 namespace chosen_rows_test {
 using namespace calm_test;
@@ -42,6 +45,22 @@ struct Pass {
   }
 };
 
+/// The streams of a batch with caches, and of the same tokens once more behind it.
+template <class Model>
+std::array<Matrix<typename Model::Scalar>, 2> advance_twice(const Model& model, auto& ctx, const Batch& batch,
+                                                            const std::vector<Index>& rows) {
+  std::array<Matrix<typename Model::Scalar>, 2> streams;
+  ctx.arena.reset();
+  auto session = model.make_session(ctx, 5, 40);
+  for (std::size_t i = 0; i < 2; ++i) {
+    calm::TokenBatch tokens = batch.cached();
+    if (i == 1) tokens.prompt_lengths = {};
+    tokens.rows = rows;
+    streams[i] = copy_of(model.advance(ctx, session, tokens, calm::NullObserver{}));
+  }
+  return streams;
+}
+
 template <class Scalar>
 MatrixView<const Scalar> as_row(std::span<const Scalar> values) {
   return {values.data(), 1, static_cast<Index>(values.size())};
@@ -73,6 +92,14 @@ void check(M&& model) {
           CHECK(chosen.stream(i, j) == whole.stream(rows[static_cast<std::size_t>(i)], j));
           CHECK(chosen.without_tape(i, j) == chosen.stream(i, j));
         }
+      const auto whole_cached = advance_twice(model, ctx, batch, {});
+      const auto chosen_cached = advance_twice(model, ctx, batch, rows);
+      for (std::size_t n = 0; n < 2; ++n) {
+        REQUIRE(chosen_cached[n].rows() == count);
+        for (Index i = 0; i < count; ++i)
+          for (Index j = 0; j < width; ++j)
+            CHECK(chosen_cached[n](i, j) == whole_cached[n](rows[static_cast<std::size_t>(i)], j));
+      }
       if (gradients) CHECK(same_bits<S>(whole.grads.values(), chosen.grads.values()));
       else CHECK(relative_difference(as_row<S>(chosen.grads.values()), as_row<S>(whole.grads.values())) < 1e-5);
       CHECK(std::any_of(whole.grads.values().begin(), whole.grads.values().end(), [](S g) { return g != 0; }));

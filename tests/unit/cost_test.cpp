@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 #include <calm/backend/reference.hpp>
 #include <calm/evaluate/cost.hpp>
+#include <calm/generate/generate.hpp>
 #include <calm/train/trainer.hpp>
 #include <support/models.hpp>
 
@@ -98,10 +99,7 @@ void check_inference(const Model& model, const calm::CompositionCost& cost) {
         {ids.begin() + static_cast<std::ptrdiff_t>(first), ids.begin() + static_cast<std::ptrdiff_t>(first + count)},
         prompt, 0);
     ctx.arena.reset();
-    const auto x = model.advance(ctx, session, batch.cached(), calm::NullObserver{});
-    const auto logits = ctx.arena.template matrix<float>(1, 41);
-    typename Model::HeadCache head;
-    model.head(ctx, MatrixView<const float>(x.middle_rows(x.rows - 1, 1)), logits, head);
+    calm::next_logits(ctx, model, session, batch.cached());
   };
   const Counted prompt{ctx};
   advance(0, 12, 12);

@@ -155,6 +155,25 @@ TEST_CASE("greedy decoding takes the most likely token of a pass without caches,
   SUBCASE("of a composed model") { check_greedy(make_composed()); }
 }
 
+TEST_CASE("the logits of what comes next are those of each sequence's last position") {
+  const Composed model = make_composed();
+  Cpu ctx(2);
+  auto session = model.make_session(ctx, 3, 20);
+  const Batch batch = random_batch({{7, 4}, {1, 1}, {12, 9}}, vocabulary, 4);
+  const Matrix<float> all = forward_logits(model, ctx, batch);
+  ctx.arena.reset();
+  const Matrix<float> next = copy_of(calm::next_logits(ctx, model, session, batch.cached()));
+  REQUIRE(next.rows() == 3);
+  for (Index s = 0; s < 3; ++s)
+    for (Index j = 0; j < vocabulary; ++j)
+      CHECK(next(s, j) == doctest::Approx(all(batch.offsets[static_cast<std::size_t>(s) + 1] - 1, j)).epsilon(1e-4));
+  CHECK(session.length(2) == 12);
+  const Batch with_empty = random_batch({{2, 0}, {0, 0}}, vocabulary, 4);
+  CHECK(contains(message_of<calm::ShapeError>([&] { calm::next_logits(ctx, model, session, with_empty.cached()); }),
+                 "sequence 1 has no token"));
+  CHECK(session.length(0) == 7);
+}
+
 TEST_CASE("prompts of different lengths side by side get what each gets alone") {
   const Composed model = make_composed();
   const Prompts prompts = make_prompts();

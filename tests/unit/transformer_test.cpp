@@ -342,7 +342,15 @@ TEST_CASE("offsets and slots that do not fit the tokens are refused") {
   CHECK(contains(ask({0, 3}), "row 1 is 3"));
   CHECK(contains(ask({-1}), "row 0 is -1"));
   CHECK(contains(ask({1, 1}), "row 1 is 1"));
-  CHECK(contains(ask({2}, slot), "all tokens"));
+  CHECK(contains(ask({0, 3}, slot), "row 1 is 3"));
+  CHECK(ask({2}, slot).empty());
+  auto shorter = model.make_session(ctx, 1, 5, {.blocks = model.spec().blocks - 1});
+  const std::vector<Index> last = {2};
+  CHECK(contains(message_of<calm::ShapeError>([&] {
+                   model.advance(ctx, shorter, {ids, offsets, {}, slot, last}, calm::NullObserver{});
+                 }),
+                 "this session ends at block 1"));
+  CHECK(shorter.length(0) == 0);
   CHECK(ask({0, 2}).empty());
   const calm::Transformer<calm::zoo::Gpt2> with_positions(tiny_spec(), TestWeights{4});
   const std::vector<Index> far = {0, 300000000};

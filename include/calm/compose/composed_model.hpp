@@ -236,7 +236,8 @@ class ComposedModel {
       plans[i] = advance_augment(ctx, i, augment, augment_session, session, batch);
     });
     return anchor_->advance(ctx, session.anchor_, batch,
-                            CachedLinkWriter<Observer>{links_, session.links_, plans, batch.slots, observer});
+                            CachedLinkWriter<Observer>{links_, session.links_, links_.plans_of(ctx, plans, batch.rows),
+                                                       batch.slots, observer});
   }
 
   static void visit(auto& self, const std::string& prefix, auto&& fn) {
@@ -279,7 +280,7 @@ class ComposedModel {
   struct CachedLinkWriter {
     const LinkSet<Scalar>& links;
     LinkCaches<Scalar>& caches;
-    std::span<const BridgePlan<Scalar>> plans;
+    BridgePlans<Scalar> plans;
     std::span<const Index> slots;
     std::remove_reference_t<Outer>& outer;
 

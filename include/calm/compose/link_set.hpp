@@ -116,27 +116,32 @@ class LinkSet {
     return plan;
   }
 
+  /// With those of the last block, of whose stream some rows may be asked for alone.
+  [[gnu::cold]] Plans plans_of(auto& ctx, std::span<const BridgePlan<Scalar>> all, std::span<const Index> rows) const {
+    if (rows.empty() || at_block_.back().empty()) return {all, all};
+    const auto last = ctx.arena.template vector<BridgePlan<Scalar>>(static_cast<Index>(augments_));
+    for (std::size_t a = 0; a < augments_; ++a) {
+      last[a] = all[a];
+      last[a].queries = chosen_queries(ctx, all[a].queries, rows);
+    }
+    return {all, last};
+  }
+
   /// Plans for a pass without caches; the tape keeps them.
   [[gnu::cold]] Plans plans(auto& ctx, const TokenBatch& batch, const AugmentStates<Scalar>& states,
                             LinkTape<Scalar>* tape) const {
     batch.check();
     check_states(batch, states);
     const auto all = ctx.arena.template vector<BridgePlan<Scalar>>(static_cast<Index>(augments_));
-    const bool narrows = !batch.rows.empty() && !at_block_.back().empty();
-    const auto last = narrows ? ctx.arena.template vector<BridgePlan<Scalar>>(static_cast<Index>(augments_)) : all;
+    Plans plans{all, all};
     if (states.augments) {
       const auto positions = ctx.arena.template vector<Index>(batch.tokens());
       for (Index s = 0; s < batch.sequences(); ++s)
         for (Index t = 0; t < batch.length(s); ++t)
           positions[static_cast<std::size_t>(batch.offsets[static_cast<std::size_t>(s)] + t)] = t;
-      for (std::size_t a = 0; a < augments_; ++a) {
-        all[a] = plan(ctx, batch, states.aligned[a], positions);
-        if (!narrows) continue;
-        last[a] = all[a];
-        last[a].queries = chosen_queries(ctx, all[a].queries, batch.rows);
-      }
+      for (std::size_t a = 0; a < augments_; ++a) all[a] = plan(ctx, batch, states.aligned[a], positions);
+      plans = plans_of(ctx, all, batch.rows);
     }
-    const Plans plans{all, last};
     if (tape) {
       tape->plans = plans;
       make_as_many(tape->links, links_.size());
@@ -207,9 +212,8 @@ class LinkSet {
   }
 
   /// write() for new tokens, over what the caches hold.
-  [[gnu::cold]] void write_cached(auto& ctx, Index block, LinkCaches<Scalar>& caches,
-                                  std::span<const BridgePlan<Scalar>> plans, std::span<const Index> slots,
-                                  View x) const {
+  [[gnu::cold]] void write_cached(auto& ctx, Index block, LinkCaches<Scalar>& caches, const Plans& plans,
+                                  std::span<const Index> slots, View x) const {
     const auto& here = at_block_[static_cast<std::size_t>(block)];
     if (here.empty()) return;
     const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
@@ -219,7 +223,7 @@ class LinkSet {
     for (const std::size_t k : here) {
       KvCache<Scalar>& cache = caches.augments[augment_of(k)];
       for (std::size_t s = 0; s < key_counts.size(); ++s) key_counts[s] = cache.length(slots[s]);
-      bridges_[k].forward_cached(ctx, plans[augment_of(k)], cache.rows(layers_[k]), x, slots, key_counts, total);
+      bridges_[k].forward_cached(ctx, plan_of(plans, k), cache.rows(layers_[k]), x, slots, key_counts, total);
     }
     ctx.backend.add(ConstView(total), x);
   }

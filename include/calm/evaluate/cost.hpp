@@ -125,7 +125,8 @@ struct CompositionCost {
 
   /// One new token behind `context` - 1 others.
   TokenCost decode(Index context) const { return inference(context, 1); }
-  /// A token of a prompt of `tokens`, which are read at once; only the last reaches the head.
+  /// A token of a prompt of `tokens`, which are read at once; only the last goes on behind the keys and values of the
+  /// last block, and reaches the head.
   TokenCost prefill(Index tokens) const { return inference(tokens, tokens); }
 
   /// A token of a training step over sequences of `tokens`, of which the share `scored`, the last ones, goes on behind
@@ -147,16 +148,15 @@ struct CompositionCost {
     const auto n = static_cast<double>(tokens);
     const double rest = (1 - scored) * n;  // tokens of a sequence that only give the last block keys and values
     if (lowest < last) {                   // the last block runs after the states were prepared, forward and backward
-      const HeadShape& heads = anchor.spec.heads;
-      const auto kv_weights = 2 * static_cast<double>(anchor.spec.width * heads.kv_heads * heads.width);
-      total.product_flops -= 4 * (1 - scored) * (anchor.weights(last, last + 1) - kv_weights);
-      total.attention_flops -= 3.5 * cost::flops_a_key(anchor.spec) * cost::visible_before(anchor.spec, last, rest) / n;
+      const TokenCost saved = left_out(n, rest);
+      total.product_flops -= 2 * saved.product_flops;
+      total.attention_flops -= 3.5 * saved.attention_flops;
     }
     for (std::size_t a = 0; a < augments.size(); ++a) total += augment_pass(a, tokens, tokens, packed);
     for (const Link& link : links) {
       const LinkCost sizes = sizes_of(link);
       const double r = augments[static_cast<std::size_t>(link.augment)].tokens;
-      const double queries = link.write == last ? scored : 1, unasked = link.write == last ? rest : 0;
+      const double queries = link.write == last ? scored : 1;
       const double of_anchor = 2 * sizes.square(), of_augment = sizes.projection_weights() + 2 * sizes.square();
       double products = queries * 3 * of_anchor;  // forward, the gradient of the weights, of the input
       if (folding_pays(sizes.anchor_width, sizes.augment_width, sizes.rank, tokens)) {
@@ -171,8 +171,7 @@ struct CompositionCost {
       }
       if (!options.norms && link.write == lowest) products -= queries * sizes.square();
       total.product_flops += 2 * products;
-      total.attention_flops +=
-          3.5 * (attention_of(sizes, r, n, true) - unasked / n * attention_of(sizes, r, unasked, true));
+      total.attention_flops += 3.5 * attention_of_prompt(sizes, r, n, link.write == last ? rest : 0);
       total.weight_bytes += 4 * (of_anchor + of_augment) / static_cast<double>(tokens);
     }
     return total;
@@ -198,23 +197,44 @@ struct CompositionCost {
   LinkCost sizes_of(const Link& link) const {
     return {anchor.spec.width, augments[static_cast<std::size_t>(link.augment)].model.spec.width, options.rank};
   }
-  static double attention_of(const LinkCost& sizes, double r, double n, bool average) {
-    return 4 * static_cast<double>(sizes.anchor_width) * r * (average ? (n + 1) / 2 : n);
+  /// Of a token with n positions of the anchor before and at it.
+  static double attention_of(const LinkCost& sizes, double r, double n) {
+    return 4 * static_cast<double>(sizes.anchor_width) * r * n;
+  }
+  /// Of each of n tokens, on average, of which the first `unasked` give no stream.
+  static double attention_of_prompt(const LinkCost& sizes, double r, double n, double unasked) {
+    return attention_of(sizes, r, (n * (n + 1) - unasked * (unasked + 1)) / 2 / n);
+  }
+  /// What each of n tokens, on average, saves of a pass forward where the first `rest` of them give the last block keys
+  /// and values alone.
+  TokenCost left_out(double n, double rest) const {
+    const Index last = anchor.spec.blocks - 1;
+    const HeadShape& heads = anchor.spec.heads;
+    const auto kv_weights = 2 * static_cast<double>(anchor.spec.width * heads.kv_heads * heads.width);
+    TokenCost saved;
+    saved.product_flops = 2 * rest / n * (anchor.weights(last, last + 1) - kv_weights);
+    saved.attention_flops = cost::flops_a_key(anchor.spec) * cost::visible_before(anchor.spec, last, rest) / n;
+    return saved;
   }
 
   TokenCost inference(Index context, Index tokens) const {
-    const auto count = static_cast<double>(tokens);
+    const auto count = static_cast<double>(tokens), rest = count - 1;
+    const Index last = anchor.spec.blocks - 1;
     const auto bytes_of = [&](const ModelCost& model) { return value_bytes > 0 ? value_bytes : model.stored_bytes; };
     TokenCost total = cost::of_blocks(anchor, anchor.spec.blocks, context, tokens, bytes_of(anchor));
-    total.product_flops += 2 * anchor.head_weights / count;
+    const TokenCost saved = left_out(count, rest);
+    total.product_flops += 2 * anchor.head_weights / count - saved.product_flops;
+    total.attention_flops -= saved.attention_flops;
     total.weight_bytes += bytes_of(anchor) * anchor.head_weights / count;
     for (std::size_t a = 0; a < augments.size(); ++a)
       total += augment_pass(a, context, tokens, bytes_of(augments[a].model));
     for (const Link& link : links) {
       const LinkCost sizes = sizes_of(link);
       const double r = augments[static_cast<std::size_t>(link.augment)].tokens;
-      total.product_flops += 2 * (2 * sizes.square() + r * sizes.cached_weights());
-      total.attention_flops += attention_of(sizes, r, static_cast<double>(context), tokens > 1);
+      const bool at_last = link.write == last;
+      total.product_flops += 2 * ((at_last ? 1 / count : 1) * 2 * sizes.square() + r * sizes.cached_weights());
+      total.attention_flops += tokens > 1 ? attention_of_prompt(sizes, r, count, at_last ? rest : 0)
+                                          : attention_of(sizes, r, static_cast<double>(context));
       total.weight_bytes += 4 * (2 * sizes.square() + sizes.cached_weights()) / count;
       if (tokens == 1)
         total.cache_bytes += 2 * 4 * static_cast<double>(sizes.anchor_width) * r * static_cast<double>(context);

@@ -104,13 +104,32 @@ struct Running {
 
 }  // namespace generation
 
+/// Appends a batch to a session and gives the logits of the token behind each sequence, [sequences, vocabulary] in the
+/// arena. Only the last row of a sequence goes through all of the last block. Throws ShapeError where one is empty.
+template <class Model, class Ctx>
+requires LanguageModel<Model, Ctx> MatrixView<typename Model::Scalar> next_logits(Ctx& ctx, const Model& model,
+                                                                                  typename Model::Session& session,
+                                                                                  TokenBatch batch) {
+  batch.check();
+  const auto rows = ctx.arena.template vector<Index>(batch.sequences());
+  for (Index s = 0; s < batch.sequences(); ++s) {
+    require<ShapeError>(batch.length(s) > 0, "next_logits: sequence ", s, " has no token");
+    rows[static_cast<std::size_t>(s)] = batch.offsets[static_cast<std::size_t>(s) + 1] - 1;
+  }
+  if (batch.sequences() < batch.tokens()) batch.rows = rows;
+  const MatrixView<const typename Model::Scalar> stream = model.advance(ctx, session, batch, NullObserver{});
+  const auto logits = ctx.arena.template matrix<typename Model::Scalar>(stream.rows, model.spec().vocabulary);
+  typename Model::HeadCache head;
+  model.head(ctx, stream, logits, head);
+  return logits;
+}
+
 /// Continues each prompt (at least one token each). `stream`, where given, is called with every token as it comes.
 template <class Model, class Ctx>
 requires LanguageModel<Model, Ctx> std::vector<Generation> generate(
     Ctx& ctx, const Model& model, std::span<const std::vector<TokenId>> prompts, const GenerateOptions& options,
     const std::function<void(const StreamedToken&)>& stream = {}) {
   using Scalar = typename Model::Scalar;
-  using ConstView = MatrixView<const Scalar>;
   require<ConfigError>(options.stop.empty() || options.text_of, "stop strings need text_of, the text of a token");
   require<ConfigError>(options.batch >= 1, "generate: batch must be at least 1, found ", options.batch);
   require<ConfigError>(options.max_new_tokens >= 0, "generate: max_new_tokens must be at least 0, found ",
@@ -141,7 +160,7 @@ requires LanguageModel<Model, Ctx> std::vector<Generation> generate(
                                       SessionOptions{-1, options.augments});
     std::vector<generation::Running> running;
     std::vector<TokenId> ids;
-    std::vector<Index> offsets{0}, lengths, slots, last_rows;
+    std::vector<Index> offsets{0}, lengths, slots;
     for (std::size_t p = begin; p < end; ++p) {
       running.push_back({p, Random(options.sampler.seed, p), generation::StopMatcher(options.stop)});
       ids.insert(ids.end(), prompts[p].begin(), prompts[p].end());
@@ -151,15 +170,7 @@ requires LanguageModel<Model, Ctx> std::vector<Generation> generate(
     }
     for (Index produced = 0; produced < options.max_new_tokens && !running.empty(); ++produced) {
       ctx.arena.reset();
-      const MatrixView<Scalar> x =
-          model.advance(ctx, session, TokenBatch{ids, offsets, lengths, slots}, NullObserver{});
-      const auto rows = ctx.arena.template matrix<Scalar>(static_cast<Index>(running.size()), x.cols);
-      const auto logits = ctx.arena.template matrix<Scalar>(rows.rows, model.spec().vocabulary);
-      last_rows.clear();
-      for (std::size_t i = 0; i < running.size(); ++i) last_rows.push_back(offsets[i + 1] - 1);
-      ctx.backend.gather_rows(ConstView(x), std::span<const Index>(last_rows), rows);
-      typename Model::HeadCache head;
-      model.head(ctx, ConstView(rows), logits, head);
+      const MatrixView<Scalar> logits = next_logits(ctx, model, session, {ids, offsets, lengths, slots});
       ids.clear();
       offsets.assign(1, 0);
       lengths.clear();

@@ -16,8 +16,8 @@ struct TokenBatch {
   std::span<const Index> offsets;         // [sequences + 1]
   std::span<const Index> prompt_lengths;  // [sequences] tokens of each that belong to the prompt; empty: none
   std::span<const Index> slots;           // advance() only: [sequences] the session's slot that each continues
-  std::span<const Index> rows = {};       // passes without caches: the tokens, ascending, whose final stream is asked
-                                          // for, so that the last block gives no other; empty: all
+  std::span<const Index> rows = {};       // the tokens, ascending, whose final stream is asked for, so that the last
+                                          // block gives no other; empty: all
 
   Index tokens() const { return static_cast<Index>(ids.size()); }
   /// Rows of the final stream.
@@ -86,7 +86,7 @@ concept LanguageModel = requires(const M& model, Ctx& ctx, const TokenBatch& bat
   model.head_backward(ctx, rows, rows, stream, head);
 
   // Inference with caches: slots for `n` sequences of at most `n` tokens; advance() appends tokens and gives their
-  // stream.
+  // stream, or the rows of it that the batch asks for.
   { model.make_session(ctx, n, n, SessionOptions{}) } -> std::same_as<typename M::Session>;
   { model.advance(ctx, session, batch, NullObserver{}) } -> std::same_as<MatrixView<typename M::Scalar>>;
   { session.length(n) } -> std::convertible_to<Index>;

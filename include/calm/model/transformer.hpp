@@ -54,8 +54,9 @@ class Transformer {
 
     /// Throws, before anything has changed, where the batch does not fit.
     void check_room(const TokenBatch& batch) const {
-      require<ShapeError>(batch.rows.empty(), "advance() gives the stream of all tokens, but ", batch.rows.size(),
-                          " rows were asked for");
+      require<ShapeError>(batch.rows.empty() || has_last_, batch.rows.size(),
+                          " rows of the final stream were asked for, but this session ends at block ", blocks_,
+                          " (SessionOptions::blocks), before the model does; ask for all");
       require<ShapeError>(static_cast<Index>(batch.slots.size()) == batch.sequences(),
                           "advance() needs a slot for each of the ", batch.sequences(), " sequences, found ",
                           batch.slots.size());
@@ -66,10 +67,11 @@ class Transformer {
 
    private:
     friend Transformer;
-    Session(Index blocks, Index slots, Index capacity, Index width)
-        : cache_(blocks, slots, capacity, width), blocks_(blocks) {}
+    Session(Index blocks, bool has_last, Index slots, Index capacity, Index width)
+        : cache_(blocks, slots, capacity, width), blocks_(blocks), has_last_(has_last) {}
     KvCache<Scalar> cache_;
     Index blocks_;
+    bool has_last_;  // whether these are all of the model
   };
 
   /// Takes each weight from `source` by its Hugging Face name.
@@ -195,8 +197,8 @@ class Transformer {
                                " tokens was asked for, but the model's context is ", spec_.context);
     require<ConfigError>(options.blocks >= -1 && options.blocks <= spec_.blocks, "a session of ", options.blocks,
                          " blocks was asked for (-1: all), but the model has ", spec_.blocks);
-    return Session(options.blocks < 0 ? spec_.blocks : options.blocks, slots, capacity,
-                   spec_.heads.kv_heads * spec_.heads.width);
+    const Index blocks = options.blocks < 0 ? spec_.blocks : options.blocks;
+    return Session(blocks, blocks == spec_.blocks, slots, capacity, spec_.heads.kv_heads * spec_.heads.width);
   }
 
   bool fits(const Session* session, Index slot, std::span<const TokenId> ids, Index, Index more,
@@ -211,9 +213,11 @@ class Transformer {
     const AttentionPlans plans = make_plans(ctx, batch, &session.cache_);
     View x = embed(ctx, batch, plans.all.past), other = ctx.arena.template matrix<Scalar>(x.rows, x.cols);
     for (Index i = 0; i < session.blocks_; ++i) {
+      const AttentionPlan<Scalar>& plan = plan_of(plans, i);
+      other = other.middle_rows(0, plan.final_rows());
       {
         const typename std::decay_t<decltype(ctx.arena)>::Mark mark(ctx.arena);
-        blocks_[static_cast<std::size_t>(i)].forward_cached(ctx, plan_of(plans, i), session.cache_.rows(i), x, other);
+        blocks_[static_cast<std::size_t>(i)].forward_cached(ctx, plan, session.cache_.rows(i), x, other);
       }
       std::swap(x, other);
       observer.after_block(ctx, i, x);

@@ -46,7 +46,7 @@ struct AttentionPlan {
   Queries<Scalar> tokens;             // all of the batch: the keys, and the queries unless some are chosen
   std::span<const Index> slots = {};  // with caches: the cache slot of each sequence
   std::span<const Index> past = {};   // with caches: keys that the slot already holds
-  std::span<const Index> rows = {};   // without: the tokens whose stream goes on behind the block; empty: all
+  std::span<const Index> rows = {};   // the tokens whose stream goes on behind the block; empty: all
   Queries<Scalar> chosen = {};        // these tokens
 
   const Queries<Scalar>& queries() const { return rows.empty() ? tokens : chosen; }
@@ -214,13 +214,13 @@ class SelfAttention {
                                     ConstView x, View y, Mode mode = {}) const {
     Cache cache;
     project(ctx, plan, x, cache);
-    const auto& [offsets, visible, angles] = plan.tokens;
+    const std::span<const Index> offsets = plan.tokens.offsets;
     append_rows(ctx, rows, ConstView(cache.k), ConstView(cache.v), offsets, plan.slots, plan.past);
     const auto key_counts = ctx.arena.template vector<Index>(static_cast<Index>(plan.slots.size()));
     for (std::size_t s = 0; s < key_counts.size(); ++s) key_counts[s] = plan.past[s] + offsets[s + 1] - offsets[s];
-    cache.y = ctx.arena.template matrix<Scalar>(x.rows, heads_.query_heads * heads_.width);
-    attend_cached(ctx, rows, ConstView(cache.q), offsets, plan.slots, std::span<const Index>(key_counts), visible,
-                  heads_, cache.y);
+    cache.y = ctx.arena.template matrix<Scalar>(cache.q.rows, heads_.query_heads * heads_.width);
+    attend_cached(ctx, rows, ConstView(cache.q), plan.queries().offsets, plan.slots, std::span<const Index>(key_counts),
+                  plan.queries().visible, heads_, cache.y);
     o_.forward(ctx, ConstView(cache.y), y, mode);
   }
 
