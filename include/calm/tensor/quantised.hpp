@@ -28,7 +28,7 @@ namespace quantised {
 
 inline unsigned byte_at(const std::byte* block, int place) { return std::to_integer<unsigned>(block[place]); }
 
-inline float read_f16(const std::byte* source) {
+[[gnu::always_inline]] inline float read_f16(const std::byte* source) {
   f16 value;
   std::memcpy(&value, source, 2);
   return to_float(value);
@@ -58,7 +58,7 @@ inline float largest(const float* x, int count) {
 struct Q8_0 {
   static constexpr Index values = 32, bytes = 34;
 
-  static void decode(const std::byte* block, float* x) {
+  static void decode(const std::byte* block, float* __restrict x) {
     const float d = quantised::read_f16(block);
     for (int i = 0; i < values; ++i) x[i] = d * static_cast<float>(static_cast<std::int8_t>(block[2 + i]));
   }
@@ -83,16 +83,20 @@ template <int Bits, bool HasMinimum>
 struct QuantisedBlock32 {
   static constexpr Index values = 32, bytes = 2 + (HasMinimum ? 2 : 0) + (Bits == 5 ? 4 : 0) + 16;
 
-  static void decode(const std::byte* block, float* x) {
+  static void decode(const std::byte* block, float* __restrict x) {
     const float d = quantised::read_f16(block);
     float minimum = 0;
     if constexpr (HasMinimum) minimum = quantised::read_f16(block + 2);
-    std::uint32_t high = 0;
-    if constexpr (Bits == 5) std::memcpy(&high, block + high_place, 4);
+    std::array<unsigned, 32> fifth{};  // bits, as what they are worth
+    if constexpr (Bits == 5) {
+      std::uint32_t high;
+      std::memcpy(&high, block + high_place, 4);
+      for (unsigned i = 0; i < 32; ++i) fifth[i] = ((high >> i) & 1U) << 4;
+    }
     for (int half = 0; half < 2; ++half) {
       for (int i = 0; i < 16; ++i) {
         unsigned q = (quantised::byte_at(block, low_place + i) >> (4 * half)) & 15U;
-        if constexpr (Bits == 5) q |= ((high >> (16 * half + i)) & 1U) << 4;
+        if constexpr (Bits == 5) q |= fifth[static_cast<std::size_t>(16 * half + i)];
         if constexpr (HasMinimum) x[16 * half + i] = d * static_cast<float>(q) + minimum;
         else x[16 * half + i] = d * static_cast<float>(static_cast<int>(q) - middle);
       }
@@ -138,7 +142,7 @@ template <int Bits>
 struct QuantisedBlock256 {
   static constexpr Index values = 256, bytes = 2 + 2 + 12 + (Bits == 5 ? 32 : 0) + 128;
 
-  static void decode(const std::byte* block, float* x) {
+  static void decode(const std::byte* block, float* __restrict x) {
     const float d = quantised::read_f16(block), e = quantised::read_f16(block + 2);
     for (int group = 0; group < 8; ++group) {
       const auto [s, m] = scale_and_minimum(block + 4, group);
@@ -172,7 +176,7 @@ using Q5_K = QuantisedBlock256<5>;
 struct Q6_K {
   static constexpr Index values = 256, bytes = 128 + 64 + 16 + 2;
 
-  static void decode(const std::byte* block, float* x) {
+  static void decode(const std::byte* block, float* __restrict x) {
     const float d = quantised::read_f16(block + 208);
     for (int group = 0; group < 16; ++group) {
       const int half = group / 8, run = group % 8 / 2, quarter = group % 2;
