@@ -331,7 +331,6 @@ double seconds_of(Fn&& fn) {
 template <class Model>
 void print_cost(Ctx& ctx, Model& model, const Options& o, const std::vector<TokenId>& ids,
                 const calm::CompositionCost& cost) {
-  using ConstView = calm::MatrixView<const float>;
   constexpr Index steps = 16;
   const Index prompt = o.tokens;
   auto session = model.make_session(ctx, 1, prompt + steps);
