@@ -116,7 +116,7 @@ class GateModel {
   }
 
   View advance(auto& ctx, Session& session, const calm::TokenBatch& batch, auto&& observer) const {
-    const View x = ctx.arena.template matrix<Scalar>(batch.tokens(), width());
+    const View x = ctx.arena.template matrix<Scalar>(batch.final_rows(), width());
     join(ctx, a_->advance(ctx, session.a, batch, observer), b_->advance(ctx, session.b, batch, observer), x);
     return x;
   }

@@ -101,9 +101,12 @@ void check_inference(const Model& model, const calm::CompositionCost& cost) {
     ctx.arena.reset();
     calm::next_logits(ctx, model, session, batch.cached());
   };
-  const Counted prompt{ctx};
-  advance(0, 12, 12);
-  prompt.check(cost.prefill(12), 12);
+  for (const Index tokens : {1, 2, 12}) {
+    session.clear(0);
+    const Counted prompt{ctx};
+    advance(0, static_cast<std::size_t>(tokens), tokens);
+    prompt.check(cost.prefill(tokens), static_cast<double>(tokens));
+  }
   for (std::size_t t = 12; t < 15; ++t) {
     const Counted token{ctx};
     advance(t, 1, 0);

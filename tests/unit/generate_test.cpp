@@ -43,6 +43,15 @@ Composed make_composed(Index augment_context = 64, std::vector<std::shared_ptr<c
   return model;
 }
 
+/// Gives the stream of all tokens, whatever is asked for.
+struct ModelOfAllRows : Composed {
+  explicit ModelOfAllRows(Composed model) : Composed(std::move(model)) {}
+  MatrixView<float> advance(auto& ctx, Session& session, calm::TokenBatch batch, auto&& observer) const {
+    batch.rows = {};
+    return Composed::advance(ctx, session, batch, observer);
+  }
+};
+
 Prompts make_prompts() {
   Prompts prompts;
   std::uint64_t seed = 1;
@@ -172,6 +181,18 @@ TEST_CASE("the logits of what comes next are those of each sequence's last posit
   CHECK(contains(message_of<calm::ShapeError>([&] { calm::next_logits(ctx, model, session, with_empty.cached()); }),
                  "sequence 1 has no token"));
   CHECK(session.length(0) == 7);
+
+  Batch one_each;
+  for (const TokenId id : {5, 2, 7}) one_each.add({id});
+  const std::vector<Index> second{1};
+  calm::TokenBatch tokens = one_each.cached();
+  tokens.rows = second;  // of no effect
+  ctx.arena.reset();
+  CHECK(calm::next_logits(ctx, model, session, tokens).rows == 3);
+  const ModelOfAllRows stubborn{model};
+  auto other = model.make_session(ctx, 3, 20);
+  CHECK(contains(message_of<calm::ShapeError>([&] { calm::next_logits(ctx, stubborn, other, batch.cached()); }),
+                 "gave 20 rows where the batch asks for 3"));
 }
 
 TEST_CASE("prompts of different lengths side by side get what each gets alone") {

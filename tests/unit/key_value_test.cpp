@@ -422,6 +422,17 @@ TEST_CASE("the gate's gradients are those of finite differences") {
   calm::Trainer trainer(ctx, gate, calm::CosineSchedule{.peak = 1e-2, .steps = 20});
   for (int step = 0; step < 20; ++step) trainer.step(packed);
   CHECK(calm::mean_loss(ctx, gate, std::span(&packed, 1)) < before);
+  // So does generation.
+  const auto prompts = calm_test::random_batch({{5, 5}, {3, 3}}, 7, 6);
+  const auto all = calm_test::forward_logits(gate, ctx, prompts);
+  ctx.arena.reset();
+  auto session = gate.make_session(ctx, 2, 8);
+  const auto next = calm::next_logits(ctx, gate, session, prompts.cached());
+  REQUIRE(next.rows == 2);
+  for (calm::Index v = 0; v < 7; ++v) {
+    CHECK(next(0, v) == doctest::Approx(all(4, v)));
+    CHECK(next(1, v) == doctest::Approx(all(7, v)));
+  }
 }
 
 }  // namespace key_value_test

@@ -3,6 +3,7 @@
 // own.
 #include <doctest/doctest.h>
 #include <calm/backend/cpu_bf16.hpp>
+#include <calm/generate/generate.hpp>
 #include <calm/train/muon.hpp>
 #include <calm/train/trainer.hpp>
 #include <support/models.hpp>
@@ -222,16 +223,18 @@ TEST_CASE("decoding allocates nothing after the first step" * doctest::skip(!cou
       const Batch prompt = random_batch({{150, 150}, {1, 1}, {40, 40}}, 151, 4);
       Batch next;
       for (const TokenId id : {5, 6, 8}) next.add({id});
-      Composed::HeadCache head;
       const auto advance = [&](const Batch& batch) {
         ctx.arena.reset();
-        const auto x = model.advance(ctx, session, batch.cached(), calm::NullObserver{});
-        const auto logits = ctx.arena.matrix<float>(x.rows, 151);
-        model.head(ctx, MatrixView<const float>(x), logits, head);
+        calm::next_logits(ctx, model, session, batch.cached());
       };
-      advance(prompt);
+      const auto begin = [&] {
+        for (const Index slot : {0, 1, 2}) session.clear(slot);
+        advance(prompt);
+      };
+      begin();
       advance(next);
       for (int i = 0; i < 20; ++i) CHECK(allocations_of([&] { advance(next); }) == 0);
+      CHECK(allocations_of(begin) == 0);
     }
   }
 }

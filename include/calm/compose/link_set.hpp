@@ -116,7 +116,8 @@ class LinkSet {
     return plan;
   }
 
-  /// With those of the last block, of whose stream some rows may be asked for alone.
+  /// Plans for links that write after the last block, whose queries are those of `rows`, and for all others; the same
+  /// where no rows are chosen.
   [[gnu::cold]] Plans plans_of(auto& ctx, std::span<const BridgePlan<Scalar>> all, std::span<const Index> rows) const {
     if (rows.empty() || at_block_.back().empty()) return {all, all};
     const auto last = ctx.arena.template vector<BridgePlan<Scalar>>(static_cast<Index>(augments_));

@@ -105,7 +105,8 @@ struct Running {
 }  // namespace generation
 
 /// Appends a batch to a session and gives the logits of the token behind each sequence, [sequences, vocabulary] in the
-/// arena. Only the last row of a sequence goes through all of the last block. Throws ShapeError where one is empty.
+/// arena; `batch.rows` is not read, since only the last row of a sequence goes through all of the last block. Throws
+/// ShapeError where a sequence is empty or the session ends before the model does.
 template <class Model, class Ctx>
 requires LanguageModel<Model, Ctx> MatrixView<typename Model::Scalar> next_logits(Ctx& ctx, const Model& model,
                                                                                   typename Model::Session& session,
@@ -116,8 +117,10 @@ requires LanguageModel<Model, Ctx> MatrixView<typename Model::Scalar> next_logit
     require<ShapeError>(batch.length(s) > 0, "next_logits: sequence ", s, " has no token");
     rows[static_cast<std::size_t>(s)] = batch.offsets[static_cast<std::size_t>(s) + 1] - 1;
   }
-  if (batch.sequences() < batch.tokens()) batch.rows = rows;
+  batch.rows = batch.sequences() < batch.tokens() ? rows : std::span<const Index>();
   const MatrixView<const typename Model::Scalar> stream = model.advance(ctx, session, batch, NullObserver{});
+  require<ShapeError>(stream.rows == batch.sequences(), "the model's advance() gave ", stream.rows,
+                      " rows where the batch asks for ", batch.sequences(), " (TokenBatch::rows)");
   const auto logits = ctx.arena.template matrix<typename Model::Scalar>(stream.rows, model.spec().vocabulary);
   typename Model::HeadCache head;
   model.head(ctx, stream, logits, head);

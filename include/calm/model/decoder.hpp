@@ -1,7 +1,8 @@
 // Decoder: what Transformer and ComposedModel have in common, so that every tool of the library takes either.
 //
-// A pass runs over a TokenBatch, ragged and without padding, and gives the residual stream [T, width]; head() turns
-// rows of it into logits. An observer reads and writes the stream after each block.
+// A pass runs over a TokenBatch, ragged and without padding, and gives the residual stream [T, width], or the rows of
+// it that are asked for; head() turns rows into logits. An observer reads and writes the stream after each block, of
+// the last one these rows.
 #pragma once
 
 #include <calm/model/spec.hpp>
@@ -17,7 +18,7 @@ struct TokenBatch {
   std::span<const Index> prompt_lengths;  // [sequences] tokens of each that belong to the prompt; empty: none
   std::span<const Index> slots;           // advance() only: [sequences] the session's slot that each continues
   std::span<const Index> rows = {};       // the tokens, ascending, whose final stream is asked for, so that the last
-                                          // block gives no other; empty: all
+                                          // block gives no other; empty: all. Refused by sessions of fewer blocks
 
   Index tokens() const { return static_cast<Index>(ids.size()); }
   /// Rows of the final stream.

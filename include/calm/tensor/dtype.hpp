@@ -93,8 +93,8 @@ constexpr DType dtype_of = [] {
   else return DType::f16;
 }();
 
-/// Reads `count` stored values as Scalar. The source need not be aligned. Throws ShapeError where the values are not
-/// whole blocks.
+/// Reads `count` stored values as Scalar. The source need not be aligned; it must not overlap the target. Throws
+/// ShapeError where the values are not whole blocks.
 template <class Scalar>
 void decode(DType dtype, const std::byte* source, Index count, Scalar* target) {
   bytes_of(dtype, count);
