@@ -44,10 +44,11 @@ class CpuBackend : public cpu::Norms {
   struct FrozenWeight {
     const StoredMatrix& stored;
 
-    const cpu::PanelForm<S>& panels() const {
+    const cpu::PanelForm<S>& panels(ThreadPool& pool) const {
       return stored.packed<cpu::PanelForm<S>>([&] {
-        if (const S* values = stored.in_place<S>()) return cpu::PanelForm<S>({values, stored.rows(), stored.cols()});
-        return cpu::PanelForm<S>(stored.dense<S>().view());
+        return cpu::pack_rows<S>(pool, stored.rows(), stored.cols(), [&](auto&, Index first, MatrixView<S> rows) {
+          stored.read_rows(first, rows.rows, rows.data);
+        });
       });
     }
     MatrixView<const S> dense() const {
@@ -65,7 +66,7 @@ class CpuBackend : public cpu::Norms {
   [[gnu::noinline]] void multiply(FrozenWeight<S> w, MatrixView<const S> x, MatrixView<S> y, WriteMode auto mode) {
     if constexpr (std::is_same_v<S, float>)
       if (products_) return products_->multiply(x, w.stored, y, adds(mode));
-    cpu::multiply(pool_, x, w.panels(), y, adds(mode));
+    cpu::multiply(pool_, x, w.panels(pool_), y, adds(mode));
   }
   template <class S>
   [[gnu::noinline]] void multiply(MatrixView<const S> w, MatrixView<const S> x, MatrixView<S> y, WriteMode auto mode) {

@@ -62,18 +62,12 @@ inline void round_row(const float* source, Index count, Pair* target) {
 }
 
 /// A frozen weight in bf16: the panels of its transpose, in pairs. Half the bytes of the panels in f32.
-inline PanelForm<Pair> pair_form(const StoredMatrix& w) {
-  constexpr Index width = panel_columns<Pair>;
-  PanelForm<Pair> form(w.rows(), pairs_of(w.cols()));
-  Matrix<float> rows(width, w.cols());
-  Matrix<Pair> rounded(width, form.in);
-  for (Index p = 0; p < form.values.rows(); ++p) {
-    const Index first = p * width, count = std::min(width, w.rows() - first);
-    w.read_rows(first, count, rows.data());
-    for (Index i = 0; i < count; ++i) round_row(rows.view().row(i), w.cols(), rounded.view().row(i));
-    pack_transposed<Pair>(rounded.view().middle_rows(0, count), 0, 1, &form.values(p, 0));
-  }
-  return form;
+inline PanelForm<Pair> pair_form(ThreadPool& pool, const StoredMatrix& w) {
+  return pack_rows<Pair>(pool, w.rows(), pairs_of(w.cols()), [&](auto& arena, Index first, MatrixView<Pair> rounded) {
+    const auto rows = arena.template matrix<float>(rounded.rows, w.cols());
+    w.read_rows(first, rows.rows, rows.data);
+    for (Index i = 0; i < rows.rows; ++i) round_row(rows.row(i), w.cols(), rounded.row(i));
+  });
 }
 
 /// The products. One object serves one pool; its memory grows to the largest product.
@@ -153,8 +147,8 @@ class Bf16Products : public Products {
     operator Panels() const { return {data, step}; }  // NOLINT(google-explicit-constructor)
   };
 
-  static const PanelForm<Pair>& packed(const StoredMatrix& w) {
-    return w.packed<PanelForm<Pair>>([&] { return pair_form(w); });
+  const PanelForm<Pair>& packed(const StoredMatrix& w) {
+    return w.packed<PanelForm<Pair>>([&] { return pair_form(pool_, w); });
   }
 
   static constexpr Index most_rows = 4096, most_depth = 2048;  // of a piece

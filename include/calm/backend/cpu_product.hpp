@@ -232,11 +232,24 @@ struct PanelForm {
   Index out, in;
 
   PanelForm(Index rows, Index cols) : values(panels_of<S>(rows), panel_columns<S> * cols), out(rows), in(cols) {}
-  explicit PanelForm(MatrixView<const S> w) : PanelForm(w.rows, w.cols) {
-    pack_transposed(w, 0, values.rows(), values.data());
-  }
   std::size_t bytes() const { return values.bytes(); }
 };
+
+/// The packed form of a frozen weight, made by all threads; read(arena, first, rows) gives its rows from `first` on.
+template <class S>
+PanelForm<S> pack_rows(ThreadPool& pool, Index out, Index in, const auto& read) {
+  PanelForm<S> form(out, in);
+  Scratch scratch = scratch_of(pool);
+  pool.for_each_tile(form.values.rows(), [&](Index p, int thread) {
+    auto& arena = scratch[static_cast<std::size_t>(thread)];
+    arena.reset();
+    const Index first = p * panel_columns<S>;
+    const MatrixView<S> rows = arena.matrix<S>(std::min(panel_columns<S>, out - first), in);
+    read(arena, first, rows);
+    pack_transposed<S>(rows, 0, 1, &form.values(p, 0));
+  });
+  return form;
+}
 
 /// Calls fn(row, rows, panel) for the rows and panels of a product; of many panels, which stay in no cache, each tile
 /// has all rows, so that they are read once.
