@@ -44,11 +44,11 @@ class CpuBackend : public cpu::Norms {
   struct FrozenWeight {
     const StoredMatrix& stored;
 
-    const cpu::PanelForm<S>& panels(ThreadPool& pool) const {
+    const cpu::PanelForm<S>& panels(ThreadPool& pool, cpu::Scratch& scratch) const {
       return stored.packed<cpu::PanelForm<S>>([&] {
-        return cpu::pack_rows<S>(pool, stored.rows(), stored.cols(), [&](auto&, Index first, MatrixView<S> rows) {
-          stored.read_rows(first, rows.rows, rows.data);
-        });
+        return cpu::pack_rows<S>(
+            pool, scratch, stored.rows(), stored.cols(),
+            [&](auto&, Index first, MatrixView<S> rows) { stored.read_rows(first, rows.rows, rows.data); });
       });
     }
     MatrixView<const S> dense() const {
@@ -66,7 +66,7 @@ class CpuBackend : public cpu::Norms {
   [[gnu::noinline]] void multiply(FrozenWeight<S> w, MatrixView<const S> x, MatrixView<S> y, WriteMode auto mode) {
     if constexpr (std::is_same_v<S, float>)
       if (products_) return products_->multiply(x, w.stored, y, adds(mode));
-    cpu::multiply(pool_, x, w.panels(pool_), y, adds(mode));
+    cpu::multiply(pool_, x, w.panels(pool_, scratch_), y, adds(mode));
   }
   template <class S>
   [[gnu::noinline]] void multiply(MatrixView<const S> w, MatrixView<const S> x, MatrixView<S> y, WriteMode auto mode) {

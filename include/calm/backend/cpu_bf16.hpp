@@ -63,11 +63,13 @@ inline void round_row(const float* source, Index count, Pair* target) {
 
 /// A frozen weight in bf16: the panels of its transpose, in pairs. Half the bytes of the panels in f32.
 inline PanelForm<Pair> pair_form(ThreadPool& pool, const StoredMatrix& w) {
-  return pack_rows<Pair>(pool, w.rows(), pairs_of(w.cols()), [&](auto& arena, Index first, MatrixView<Pair> rounded) {
+  Scratch scratch = scratch_of(pool);
+  const auto read = [&](auto& arena, Index first, MatrixView<Pair> rounded) {
     const auto rows = arena.template matrix<float>(rounded.rows, w.cols());
     w.read_rows(first, rows.rows, rows.data);
     for (Index i = 0; i < rows.rows; ++i) round_row(rows.row(i), w.cols(), rounded.row(i));
-  });
+  };
+  return pack_rows<Pair>(pool, scratch, w.rows(), pairs_of(w.cols()), read);
 }
 
 /// The products. One object serves one pool; its memory grows to the largest product.

@@ -237,9 +237,8 @@ struct PanelForm {
 
 /// The packed form of a frozen weight, made by all threads; read(arena, first, rows) gives its rows from `first` on.
 template <class S>
-PanelForm<S> pack_rows(ThreadPool& pool, Index out, Index in, const auto& read) {
+PanelForm<S> pack_rows(ThreadPool& pool, Scratch& scratch, Index out, Index in, const auto& read) {
   PanelForm<S> form(out, in);
-  Scratch scratch = scratch_of(pool);
   pool.for_each_tile(form.values.rows(), [&](Index p, int thread) {
     auto& arena = scratch[static_cast<std::size_t>(thread)];
     arena.reset();

@@ -87,7 +87,7 @@ struct QuantisedBlock32 {
     const float d = quantised::read_f16(block);
     float minimum = 0;
     if constexpr (HasMinimum) minimum = quantised::read_f16(block + 2);
-    std::array<unsigned, 32> fifth{};  // bits, as what they are worth
+    std::array<unsigned, Bits == 5 ? 32 : 0> fifth;  // bits, as what they are worth
     if constexpr (Bits == 5) {
       std::uint32_t high;
       std::memcpy(&high, block + high_place, 4);

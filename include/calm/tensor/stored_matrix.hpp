@@ -56,7 +56,7 @@ class StoredMatrix {
 
   /// The values of rows [first, first + count) as Scalar.
   template <class Scalar>
-  void read_rows(Index first, Index count, Scalar* target) const {
+  [[gnu::noinline]] void read_rows(Index first, Index count, Scalar* target) const {
     decode(dtype_, data_ + first * row_bytes_, count * cols_, target);
   }
 
