@@ -62,8 +62,7 @@ inline void round_row(const float* source, Index count, Pair* target) {
 }
 
 /// A frozen weight in bf16: the panels of its transpose, in pairs. Half the bytes of the panels in f32.
-inline PanelForm<Pair> pair_form(ThreadPool& pool, const StoredMatrix& w) {
-  Scratch scratch = scratch_of(pool);
+inline PanelForm<Pair> pair_form(ThreadPool& pool, Scratch& scratch, const StoredMatrix& w) {
   const auto read = [&](auto& arena, Index first, MatrixView<Pair> rounded) {
     const auto rows = arena.template matrix<float>(rounded.rows, w.cols());
     w.read_rows(first, rows.rows, rows.data);
@@ -78,7 +77,7 @@ inline PanelForm<Pair> pair_form(ThreadPool& pool, const StoredMatrix& w) {
 /// is computed: a tile would round again what its neighbours have rounded.
 class Bf16Products : public Products {
  public:
-  explicit Bf16Products(ThreadPool& pool) : pool_(pool) {}
+  explicit Bf16Products(ThreadPool& pool) : pool_(pool), scratch_(scratch_of(pool)) {}
 
   /// y = x w^T for a frozen w                                        [T, in], [out, in] -> [T, out]
   void multiply(MatrixView<const float> x, const StoredMatrix& stored, MatrixView<float> y, bool add) override {
@@ -150,7 +149,7 @@ class Bf16Products : public Products {
   };
 
   const PanelForm<Pair>& packed(const StoredMatrix& w) {
-    return w.packed<PanelForm<Pair>>([&] { return pair_form(pool_, w); });
+    return w.packed<PanelForm<Pair>>([&] { return pair_form(pool_, scratch_, w); });
   }
 
   static constexpr Index most_rows = 4096, most_depth = 2048;  // of a piece
@@ -242,6 +241,7 @@ class Bf16Products : public Products {
   }
 
   ThreadPool& pool_;
+  Scratch scratch_;  // one for each thread, to pack weights in
   Arena<HostMemory> arena_;
 };
 

@@ -106,7 +106,7 @@ struct Running {
 
 /// Appends a batch to a session and gives the logits of the token behind each sequence, [sequences, vocabulary] in the
 /// arena; `batch.rows` is not read, since only the last row of a sequence goes through all of the last block. Throws
-/// ShapeError where a sequence is empty or the session ends before the model does.
+/// ShapeError where a sequence is empty, and what advance() throws.
 template <class Model, class Ctx>
 requires LanguageModel<Model, Ctx> MatrixView<typename Model::Scalar> next_logits(Ctx& ctx, const Model& model,
                                                                                   typename Model::Session& session,
